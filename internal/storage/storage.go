@@ -1,0 +1,112 @@
+// Package storage says what any object store can do for us, in one interface,
+// Bucket, and holds the decorators that are the same for all of them (retry,
+// limits, counting). Each backend is a package below this one and passes the
+// acceptance suite in storagetest.
+//
+// A bucket holds immutable objects: an object is created once, whole, by one
+// conditional Put, and is never changed. There is deliberately no overwrite,
+// no rename, no copy and no recursive delete.
+package storage
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"iter"
+	"time"
+)
+
+// Bucket is an object store, or a part of one below a prefix.
+//
+// All methods are safe for concurrent use, stop early when ctx is done, and
+// return errors that errors.Is matches to the sentinels of this package.
+// Keys are checked by CheckKey before anything is sent.
+type Bucket interface {
+	// Put creates the object key with the bytes of src. The store itself
+	// decides that the key is new: of concurrent creators exactly one wins
+	// and the others get ErrExists. The object is visible complete and
+	// durable, or not at all; a Put that fails or is cancelled leaves nothing
+	// behind that List or Get would show. A body that is shorter or longer
+	// than src.Size is refused with ErrBadLength, one whose SHA-256 is not
+	// opts.SHA256 with ErrBadDigest. The returned Info has Size and SHA256 of
+	// what was stored.
+	Put(ctx context.Context, key string, src Source, opts PutOptions) (Info, error)
+
+	// Get opens the whole object. The reader fails with io.ErrUnexpectedEOF,
+	// never with a clean io.EOF, if fewer than Info.Size bytes arrive.
+	Get(ctx context.Context, key string) (io.ReadCloser, Info, error)
+
+	// GetRange opens exactly n bytes from offset off, both not negative. If
+	// the object ends before off+n the error is ErrRange, at once or from
+	// the reader; the reader never ends early with io.EOF. n = 0 gives an
+	// empty reader without asking the store.
+	GetRange(ctx context.Context, key string, off, n int64) (io.ReadCloser, error)
+
+	// Stat describes the object.
+	Stat(ctx context.Context, key string) (Info, error)
+
+	// List yields the objects whose key begins with prefix and is greater
+	// than startAfter, in byte order of the keys. It is consistent: an object
+	// whose Put returned is listed. The sequence ends after its first error.
+	List(ctx context.Context, prefix, startAfter string) iter.Seq2[Info, error]
+
+	// Delete removes objects. A missing object is not an error. When some
+	// cannot be removed the others still are, and the error joins one *Error
+	// for each key that remains.
+	Delete(ctx context.Context, keys ...string) error
+
+	// Capabilities says what this store can do beyond the contract.
+	Capabilities() Capabilities
+
+	// String is the URL for messages; it never holds a secret.
+	String() string
+
+	// Close gives up connections. The bucket is not used afterwards.
+	Close() error
+}
+
+// Source is a body that can be sent again from its start, so that every retry
+// begins clean. Open may be called more than once, also concurrently.
+type Source interface {
+	Open() (io.ReadCloser, error)
+	Size() int64 // bytes
+}
+
+// PutOptions are the optional parts of a Put.
+type PutOptions struct {
+	// SHA256 is the expected digest of the body, if the caller knows it.
+	SHA256 *[32]byte
+	// Metadata is for people and life-cycle rules; nothing of ours reads it
+	// back. Stores without Capabilities.Metadata drop it.
+	Metadata map[string]string
+}
+
+// Info describes an object.
+type Info struct {
+	Key      string
+	Size     int64     // bytes
+	ModTime  time.Time // the store's clock
+	SHA256   [32]byte  // of the stored bytes; set by Put alone
+	Metadata map[string]string
+}
+
+// Capabilities of a store.
+type Capabilities struct {
+	Metadata bool // user metadata is kept and returned by Stat
+	// CheapCheck is true where looking at repository.json costs no request
+	// (a local folder), so that it is done each time and not under a lease.
+	CheapCheck bool
+}
+
+// Bytes is a Source over a slice, which must not change while it is in use.
+type Bytes []byte
+
+// Open returns a reader over the slice; it has WriteTo and Seek.
+func (b Bytes) Open() (io.ReadCloser, error) { return bytesReader{bytes.NewReader(b)}, nil }
+
+// Size is the length of the slice.
+func (b Bytes) Size() int64 { return int64(len(b)) }
+
+type bytesReader struct{ *bytes.Reader }
+
+func (bytesReader) Close() error { return nil }
