@@ -1,0 +1,240 @@
+package config
+
+import (
+	"log/slog"
+	"strconv"
+	"strings"
+	"time"
+)
+
+const sizeSyntax = "a whole number of bytes, or with a unit kB, MB, GB, TB (powers of 1000), KiB, MiB, GiB, TiB (powers of 1024)"
+
+// lowestRate keeps a forgotten unit ("50" for 50MB) from stopping all work.
+const lowestRate = 10_000
+
+// table is the option table: every setting, once, with all that is known
+// of it. Its order is that of the documentation.
+func table() []option {
+	recipients := "age recipients (age1..., age1pq1..., ssh-ed25519 ..., ssh-rsa ...) separated by commas, or an absolute path of a file with one per line; in YAML also a list"
+	rate := "0 (unlimited), or at least 10kB: " + sizeSyntax
+	return []option{
+		{
+			Option: Option{
+				Key: "repository", Env: "AGENT_REPOSITORY", Flag: "repository", Type: "URL",
+				Allowed: "a URL such as file:///backup/main, or an absolute path; no password in it",
+				Help:    "The repository to which WAL and backups go and from which they are restored.",
+			},
+			parse: func(c *Config, v value, home string) (err error) {
+				c.Repository, err = repositoryURL(v.text(), home)
+				return err
+			},
+			show: func(c Config) string { return maskRepository(c.Repository) },
+		},
+		{
+			Option: Option{
+				Key: "data_directory", Env: "PGDATA", Flag: "pgdata", Type: "PATH",
+				Allowed: "the path of a directory",
+				Help:    "The data directory of the PostgreSQL server.",
+			},
+			parse: storePath(func(c *Config) *string { return &c.DataDirectory }, "the data directory"),
+			show:  func(c Config) string { return c.DataDirectory },
+		},
+		{
+			Option: Option{
+				Key: "connection", Env: "AGENT_CONNECTION", Flag: "connection", Type: "CONNINFO",
+				Allowed: "a libpq connection string (host=/run/postgresql user=backup) or URL (postgresql://...)",
+				Help:    "How to connect to the server; what it does not say comes from PGHOST and the other libpq variables, service files and .pgpass.",
+			},
+			multiline: true,
+			parse:     storeText(func(c *Config) *string { return &c.Connection }),
+			show:      func(c Config) string { return MaskConnection(c.Connection) },
+		},
+		{
+			Option: Option{
+				Key: "state_dir", Env: "AGENT_STATE_DIR", Flag: "state-dir", Type: "PATH",
+				Default: "/var/lib/agent if it exists, else $XDG_STATE_HOME/agent, else $HOME/.local/state/agent",
+				Allowed: "an absolute path",
+				Help:    "Where the agent keeps local state; outside the data directory.",
+			},
+			parse: func(c *Config, v value, home string) (err error) {
+				c.StateDir, err = absolute(v.text(), home)
+				return err
+			},
+			show: func(c Config) string { return c.StateDir },
+		},
+		{
+			Option: Option{
+				Key: "compression", Env: "AGENT_COMPRESSION", Flag: "compression", Type: "METHOD[:LEVEL]", Default: "zstd",
+				Allowed: "zstd, zstd:1 to zstd:22, lz4, lz4:1 to lz4:12, none",
+				Values:  []string{"zstd", "lz4", "none"},
+				Help:    "How new objects are compressed; any object can be read whatever this says.",
+			},
+			fallback: fixed("zstd"),
+			parse: func(c *Config, v value, _ string) (err error) {
+				c.Compression, err = compression(v.text())
+				return err
+			},
+			show: func(c Config) string { return c.Compression },
+		},
+		{
+			Option: Option{
+				Key: "recipients", Env: "AGENT_RECIPIENTS", Flag: "recipients", Type: "LIST",
+				Allowed: recipients,
+				Help:    "The public keys for which objects are encrypted; without any, objects are stored unencrypted.",
+			},
+			list: true, multiline: true,
+			parse: storeRecipients(func(c *Config) *[]string { return &c.Recipients }),
+			show:  func(c Config) string { return strings.Join(c.Recipients, ",") },
+		},
+		{
+			Option: Option{
+				Key: "recipients_wal", Env: "AGENT_RECIPIENTS_WAL", Flag: "recipients-wal", Type: "LIST", Default: "as recipients",
+				Allowed: recipients,
+				Help:    "The public keys for WAL, where they differ, so that a standby can read WAL but no backup.",
+			},
+			list: true, multiline: true,
+			parse: storeRecipients(func(c *Config) *[]string { return &c.RecipientsWAL }),
+			show:  func(c Config) string { return strings.Join(c.RecipientsWAL, ",") },
+		},
+		{
+			Option: Option{
+				Key: "recipients_meta", Env: "AGENT_RECIPIENTS_META", Flag: "recipients-meta", Type: "LIST", Default: "as recipients",
+				Allowed: recipients,
+				Help:    "The public keys for manifests and WAL summaries, where they differ, so that a host can continue another host's backups without reading the data.",
+			},
+			list: true, multiline: true,
+			parse: storeRecipients(func(c *Config) *[]string { return &c.RecipientsMeta }),
+			show:  func(c Config) string { return strings.Join(c.RecipientsMeta, ",") },
+		},
+		{
+			Option: Option{
+				Key: "identity_file", Env: "AGENT_IDENTITY_FILE", Flag: "identity-file", Type: "PATH",
+				Allowed: "the path of a file; absolute unless it is given as a flag",
+				Help:    "A file with the private keys (age identities) that open objects; only reading needs it.",
+			},
+			parse: storeFile(func(c *Config) *string { return &c.IdentityFile }),
+			show:  func(c Config) string { return c.IdentityFile },
+		},
+		{
+			Option: Option{
+				Key: "identity_command", Env: "AGENT_IDENTITY_COMMAND", Flag: "identity-command", Type: "COMMAND",
+				Allowed: "a command for sh -c, with no secret in it",
+				Help:    "A command that prints the private keys, run when they are first needed.",
+			},
+			multiline: true,
+			parse:     storeText(func(c *Config) *string { return &c.IdentityCommand }),
+			show:      func(c Config) string { return c.IdentityCommand },
+		},
+		{
+			Option: Option{
+				Key: "identity", Env: "AGENT_IDENTITY", Type: "IDENTITY",
+				Allowed: "age identities, one per line; only in the environment",
+				Help:    "The private keys themselves.",
+				Secret:  true, EnvOnly: true,
+			},
+			multiline: true,
+			parse:     storeText(func(c *Config) *string { return &c.Identity }),
+			show:      func(c Config) string { return hide(c.Identity) },
+		},
+		{
+			Option: Option{
+				Key: "concurrency", Env: "AGENT_CONCURRENCY", Flag: "concurrency", Type: "N",
+				Default: "the number of CPUs, but at least 2 and at most 8",
+				Allowed: "1 to 64",
+				Help:    "How many files and objects are worked on at a time; it also bounds memory.",
+			},
+			fallback: func(in Input) string { return strconv.Itoa(max(2, min(in.NumCPU, 8))) },
+			parse:    storeInt(func(c *Config) *int { return &c.Concurrency }, 1, maxConcurrency),
+			show:     func(c Config) string { return strconv.Itoa(c.Concurrency) },
+		},
+		{
+			Option: Option{
+				Key: "bandwidth", Env: "AGENT_BANDWIDTH", Flag: "bandwidth", Type: "SIZE", Default: "0",
+				Allowed: rate,
+				Help:    "The most bytes per second to the repository, and as many from it.",
+			},
+			fallback: fixed("0"),
+			parse:    storeRate(func(c *Config) *int64 { return &c.Bandwidth }),
+			show:     func(c Config) string { return FormatSize(c.Bandwidth) },
+		},
+		{
+			Option: Option{
+				Key: "read_rate", Env: "AGENT_READ_RATE", Flag: "read-rate", Type: "SIZE", Default: "0",
+				Allowed: rate,
+				Help:    "The most bytes per second that backup-push reads from the data directory.",
+			},
+			fallback: fixed("0"),
+			parse:    storeRate(func(c *Config) *int64 { return &c.ReadRate }),
+			show:     func(c Config) string { return FormatSize(c.ReadRate) },
+		},
+		{
+			Option: Option{
+				Key: "checkpoint", Env: "AGENT_CHECKPOINT", Flag: "checkpoint", Type: "MODE", Default: CheckpointFast,
+				Allowed: "fast, spread", Values: []string{CheckpointFast, CheckpointSpread},
+				Help: "Whether the checkpoint with which a backup begins runs at once, or is spread like the server's own.",
+			},
+			fallback: fixed(CheckpointFast),
+			parse:    storeChoice(func(c *Config) *string { return &c.Checkpoint }, CheckpointFast, CheckpointSpread),
+			show:     func(c Config) string { return c.Checkpoint },
+		},
+		{
+			Option: Option{
+				Key: "wal_timeout", Env: "AGENT_WAL_TIMEOUT", Flag: "wal-timeout", Type: "DURATION", Default: "10m",
+				Allowed: "a duration of at least 1s, such as 90s, 10m, 1h30m, 2d",
+				Help:    "How long backup-push waits until the WAL that the backup needs is in the repository.",
+			},
+			fallback: fixed("10m"),
+			parse:    storeDuration(func(c *Config) *time.Duration { return &c.WALTimeout }, time.Second),
+			show:     func(c Config) string { return FormatDuration(c.WALTimeout) },
+		},
+		{
+			Option: Option{
+				Key: "standby_on_outage", Env: "AGENT_STANDBY_ON_OUTAGE", Flag: "standby-on-outage", Type: "MODE", Default: OutageWait,
+				Allowed: "wait, notfound, stop", Values: []string{OutageWait, OutageNotFound, OutageStop},
+				Help: "What wal-fetch does on a standby when the repository cannot be reached: wait for it, answer \"not found\" so that the standby streams, or stop the server.",
+			},
+			fallback: fixed(OutageWait),
+			parse:    storeChoice(func(c *Config) *string { return &c.StandbyOnOutage }, OutageWait, OutageNotFound, OutageStop),
+			show:     func(c Config) string { return c.StandbyOnOutage },
+		},
+		{
+			Option: Option{
+				Key: "max_incrementals", Env: "AGENT_MAX_INCREMENTALS", Flag: "max-incrementals", Type: "N", Default: "30",
+				Allowed: "0 to 1000",
+				Help:    "How many incremental backups may follow a full one; 0 makes every backup full. It takes effect with incremental backups, which this version does not make yet.",
+			},
+			fallback: fixed("30"),
+			parse:    storeInt(func(c *Config) *int { return &c.MaxIncrementals }, 0, maxIncrementals),
+			show:     func(c Config) string { return strconv.Itoa(c.MaxIncrementals) },
+		},
+		{
+			Option: Option{
+				Key: "label", Env: "AGENT_LABEL", Flag: "label", Type: "TEXT",
+				Allowed: "one line of at most 1024 bytes",
+				Help:    "A note that is kept with the backup and in its backup_label.",
+			},
+			parse: storeLabel(func(c *Config) *string { return &c.Label }),
+			show:  func(c Config) string { return c.Label },
+		},
+		{
+			Option: Option{
+				Key: "log_level", Env: "AGENT_LOG_LEVEL", Flag: "log-level", Type: "LEVEL", Default: "info",
+				Allowed: "debug, info, warn, error", Values: []string{"debug", "info", "warn", "error"},
+				Help: "The least important messages that are logged.",
+			},
+			fallback: fixed("info"),
+			parse:    storeLevel(func(c *Config) *slog.Level { return &c.LogLevel }),
+			show:     func(c Config) string { return strings.ToLower(c.LogLevel.String()) },
+		},
+		{
+			Option: Option{
+				Key: "log_format", Env: "AGENT_LOG_FORMAT", Flag: "log-format", Type: "FORMAT", Default: LogText,
+				Allowed: "text, json", Values: []string{LogText, LogJSON},
+				Help: "How messages are written to standard error.",
+			},
+			fallback: fixed(LogText),
+			parse:    storeChoice(func(c *Config) *string { return &c.LogFormat }, LogText, LogJSON),
+			show:     func(c Config) string { return c.LogFormat },
+		},
+	}
+}
