@@ -1,0 +1,206 @@
+package backup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"walagent/internal/compress"
+	"walagent/internal/errs"
+	"walagent/internal/postgres"
+	"walagent/internal/repo"
+)
+
+// stop reads pg_control, the last file, ends backup mode and adds the files
+// that a restore places last. Role and timeline must be what they were: a
+// backup across a promotion is of no server.
+func (b *run) stop(ctx context.Context, start postgres.LSN, data *repo.Writer, manifest *repo.ManifestWriter) error {
+	control, raw, err := postgres.ReadControl(ctx, b.dataDir)
+	if err != nil {
+		return err
+	}
+	stopped, err := b.server.StopBackup(ctx)
+	if err != nil {
+		return err
+	}
+	label, err := postgres.ParseBackupLabel(stopped.Label)
+	if err != nil {
+		return fmt.Errorf("read the server's backup label: %w", err)
+	}
+	if label.Start != start {
+		return fmt.Errorf("the server's backup label starts at %s, not at %s", label.Start, start)
+	}
+	after, err := b.server.Info(ctx)
+	if err != nil {
+		return err
+	}
+	if after.InRecovery != b.info.InRecovery || after.Timeline != b.info.Timeline || label.StartTimeline != b.info.Timeline {
+		return errs.New(errs.Server, "Run the backup again.",
+			"the server changed its role or timeline during the backup (timeline %d, then %d)", b.info.Timeline, after.Timeline)
+	}
+	b.describe(label, stopped.LSN, control)
+	return b.finals(ctx, data, manifest, stopped, raw)
+}
+
+func (b *run) describe(label postgres.BackupLabel, stop postgres.LSN, control *postgres.Control) {
+	d := b.backup
+	d.StartLSN, d.StopLSN, d.Timeline = label.Start, stop, label.StartTimeline
+	first, last := b.walRange()
+	d.StartSegment, d.StopSegment = first.Name(d.SegmentSize), last.Name(d.SegmentSize)
+	d.Stopped = b.Now().UTC().Truncate(time.Millisecond)
+	d.NextXID = control.NextXID
+}
+
+// walRange is the WAL without which the backup cannot be made consistent.
+func (b *run) walRange() (first, last postgres.Segment) {
+	d := b.backup
+	first = postgres.SegmentOf(d.Timeline, d.StartLSN, d.SegmentSize)
+	last = postgres.Segment{Timeline: d.Timeline, Number: d.StopLSN.LastSegment(d.SegmentSize)}
+	return first, last
+}
+
+// finals adds backup_label, tablespace_map and pg_control, in this order.
+func (b *run) finals(ctx context.Context, data *repo.Writer, manifest *repo.ManifestWriter, stopped postgres.StopResult, control []byte) error {
+	info, err := os.Stat(filepath.Join(b.dataDir, filepath.FromSlash(postgres.ControlPath)))
+	if err != nil {
+		return readError(err)
+	}
+	enc, err := compress.NewEncoder(b.Codec)
+	if err != nil {
+		return fmt.Errorf("make encoder: %w", err)
+	}
+	add := func(path string, body []byte) error {
+		e := repo.Entry{
+			Kind: repo.EntryFile, Path: path, Mode: uint32(info.Mode().Perm()),
+			ModTime: b.backup.Stopped, Size: int64(len(body)), Final: true,
+		}
+		var runs []repo.Run
+		frames := make(map[repo.PackID][]repo.Frame)
+		for len(body) > 0 {
+			raw := body[:min(len(body), compress.MaxFrame)]
+			body = body[len(raw):]
+			frame, err := enc.AppendFrame(nil, raw)
+			if err != nil {
+				return fmt.Errorf("compress %s: %w", path, err)
+			}
+			ref, err := data.Append(ctx, frame, int64(len(raw)))
+			if err != nil {
+				return err
+			}
+			id := repo.PackID{Backup: b.backup.Name, Number: ref.Pack}
+			runs = append(runs, repo.Run{Length: int64(len(raw)), Pack: id, Raw: ref.RawOffset})
+			frames[id] = append(frames[id], ref.Frame())
+		}
+		return manifest.Add(ctx, e, runs, frames)
+	}
+	if err := add("backup_label", stopped.Label); err != nil {
+		return err
+	}
+	if len(stopped.TablespaceMap) > 0 {
+		if err := add("tablespace_map", stopped.TablespaceMap); err != nil {
+			return err
+		}
+	}
+	return add(postgres.ControlPath, control)
+}
+
+// closePacks hands the last packs to the uploads.
+func (b *run) closePacks(ctx context.Context, data *repo.Writer, manifest *repo.ManifestWriter) error {
+	if err := data.Close(ctx); err != nil {
+		return err
+	}
+	totals, err := manifest.Finish(ctx)
+	b.backup.Files, b.backup.DataBytes = totals.Files, totals.Bytes
+	return err
+}
+
+// publish makes the backup exist: lists, then the WAL it needs, then
+// backup.json.
+func (b *run) publish(ctx context.Context, set *repo.PackSet, manifest *repo.ManifestWriter) error {
+	d := b.backup
+	packs, err := set.Packs()
+	if err != nil {
+		return err
+	}
+	d.PackCount, d.StoredBytes = int64(len(packs)), set.StoredSize()
+	d.BadPages, d.BadPageSample = b.bad.count, b.bad.sample
+	if d.Manifest, err = manifest.Store(ctx); err != nil {
+		return err
+	}
+	if d.Packs, err = b.repo.StorePacks(ctx, d.Cluster, d.Name, packs); err != nil {
+		return err
+	}
+	b.reporter.phase("waiting for WAL")
+	if err := b.awaitWAL(ctx); err != nil {
+		return err
+	}
+	return b.repo.StoreBackup(ctx, d)
+}
+
+// The waits between looks for the WAL: archiving takes a moment, and each look
+// is a listing.
+const (
+	walPollFirst = 100 * time.Millisecond
+	walPollMost  = 3 * time.Second
+	walNotice    = 10 * time.Second
+)
+
+// awaitWAL waits until the WAL from start to stop, and the timeline's history,
+// are in the repository. The server is not asked: only what is durable there
+// counts.
+func (b *run) awaitWAL(ctx context.Context) error {
+	d := b.backup
+	first, last := b.walRange()
+	began, noticed := b.Now(), b.Now()
+	for wait := walPollFirst; ; wait = min(wait*2, walPollMost) {
+		missing, err := b.missing(ctx, first, last)
+		if err != nil {
+			return err
+		}
+		if missing == "" {
+			return nil
+		}
+		now := b.Now()
+		if now.Sub(began) >= b.WALTimeout {
+			return b.walMissing(ctx, missing)
+		}
+		if now.Sub(noticed) >= walNotice {
+			noticed = now
+			b.Log.Info("waiting for WAL to be archived", "wal", missing, "last", last.Name(d.SegmentSize))
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+func (b *run) missing(ctx context.Context, first, last postgres.Segment) (string, error) {
+	d := b.backup
+	name, err := b.repo.MissingWAL(ctx, d.Cluster, first, last, d.SegmentSize)
+	if err != nil || name != "" {
+		return name, err
+	}
+	ok, err := b.repo.HasHistory(ctx, d.Cluster, d.Timeline)
+	if err != nil || ok {
+		return "", err
+	}
+	return d.Timeline.String() + ".history", nil
+}
+
+func (b *run) walMissing(ctx context.Context, missing string) error {
+	why := "archive_command has not archived it"
+	if a, err := b.server.ArchiverStats(ctx); err == nil && failing(a) {
+		why = fmt.Sprintf("archive_command fails for %s, last at %s", a.LastFailedWAL, a.LastFailedTime.Format(time.RFC3339))
+	}
+	return errs.Wrap(errors.New(why), errs.Server,
+		"Look at the server's log for what archive_command says; it must be 'agent wal-push %p' with this repository. The files that were uploaded are not a backup; run it again when archiving works.",
+		"WAL %s did not arrive in %s within %s", missing, b.repo, b.WALTimeout)
+}
+
+// failing reports whether the archiver's newest news is a failure.
+func failing(a postgres.ArchiverStats) bool { return a.LastFailedTime.After(a.LastArchivedTime) }

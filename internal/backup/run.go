@@ -1,0 +1,408 @@
+package backup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"walagent/internal/compress"
+	"walagent/internal/errs"
+	"walagent/internal/host"
+	"walagent/internal/postgres"
+	"walagent/internal/repo"
+)
+
+// Options are what a backup is made with.
+type Options struct {
+	ConnInfo        string // libpq connection string; empty: PG* variables
+	DataDir         string // must be the one the server reports; empty: that one
+	Label           string
+	Spread          bool // spread the checkpoint instead of asking for a fast one
+	Concurrency     int
+	Codec           compress.Setting
+	ReadRate        int64 // bytes per second from the data directory; 0: unlimited
+	WALTimeout      time.Duration
+	AllowConcurrent bool
+	StateDir        string
+	// RepositoryDir is the repository's directory where it is a local one:
+	// it must not lie in what is backed up.
+	RepositoryDir string
+	Host          host.Identity
+	Log           *slog.Logger
+	Now           func() time.Time
+	Version       string
+	// Progress is called about every second from one goroutine; nil: never.
+	Progress func(Progress)
+}
+
+// Progress is how far a backup is.
+type Progress struct {
+	Phase   string // "starting", "copying", "finishing", "waiting for WAL"
+	Read    int64  // bytes read
+	Total   int64  // bytes expected, 0 while not known
+	Stored  int64  // bytes after compression
+	Elapsed time.Duration
+}
+
+// Result is a finished backup and what it took.
+type Result struct {
+	*repo.Backup
+	BytesRead int64
+	Vanished  int64
+	Elapsed   time.Duration
+}
+
+// run is one backup on its way.
+type run struct {
+	Options
+	repo     *repo.Repository
+	server   *postgres.Server
+	info     postgres.Info
+	control  *postgres.Control
+	dataDir  string
+	backup   *repo.Backup
+	lease    *repo.Lease
+	meter    meter
+	bad      badPages
+	reporter *reporter
+	lsnMu    sync.Mutex
+}
+
+// Run takes a full backup. When it returns without error the backup is
+// durable and restorable; when it fails, or the process dies, the server is
+// out of backup mode and the repository has no such backup. A backup with
+// damaged pages is made, marked, and returned together with a BadPages error.
+func Run(ctx context.Context, r *repo.Repository, o Options) (res *Result, err error) {
+	b := &run{Options: o, repo: r}
+	started := o.Now()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	b.reporter = startReporter(o, &b.meter)
+	defer b.reporter.stop()
+
+	if err := b.connect(ctx); err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, b.disconnect(ctx)) }()
+	unlock, err := b.lock()
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, unlock()) }()
+	if err := b.repo.Check(ctx); err != nil {
+		return nil, err
+	}
+	if err := b.claim(ctx, cancel); err != nil {
+		return nil, err
+	}
+	defer b.release(ctx)
+	if err := b.copy(ctx); err != nil {
+		if cause := context.Cause(ctx); cause != nil && errors.Is(err, context.Canceled) {
+			err = cause
+		}
+		return nil, fmt.Errorf("backup %s: %w", b.backup.Name, err)
+	}
+	res = &Result{Backup: b.backup, BytesRead: b.meter.read.Load(), Vanished: b.meter.vanished.Load(), Elapsed: o.Now().Sub(started)}
+	if b.bad.count > 0 {
+		return res, errs.New(errs.BadPages,
+			"The backup exists and is marked. Find out whether the disk is failing; the pages are as damaged in the running server (pg_amcheck tells more), an older backup may have them whole.",
+			"backup %s holds %d pages whose checksum is wrong, the first: %s", b.backup.Name, b.bad.count, b.bad.sample[0])
+	}
+	return res, nil
+}
+
+// connect finds the server, and proves that the data directory is its own.
+func (b *run) connect(ctx context.Context) error {
+	b.reporter.phase("starting")
+	server, err := postgres.Connect(ctx, b.ConnInfo, "agent backup-push")
+	if err != nil {
+		return err
+	}
+	b.server = server
+	if err := b.identify(ctx); err != nil {
+		return errors.Join(err, b.disconnect(ctx))
+	}
+	return nil
+}
+
+func (b *run) identify(ctx context.Context) error {
+	info, err := b.server.Info(ctx)
+	if err != nil {
+		return err
+	}
+	b.info = info
+	if err := errors.Join(postgres.Preflight(info), info.RequireDataDirectory()); err != nil {
+		return err
+	}
+	if info.InRecovery {
+		return errs.New(errs.Server, "Run backup-push on the primary.", "the server is a standby, from which this version takes no backups")
+	}
+	if b.dataDir, err = ownDirectory(b.DataDir, info.DataDirectory); err != nil {
+		return err
+	}
+	if b.control, _, err = postgres.ReadControl(ctx, b.dataDir); err != nil {
+		return err
+	}
+	if b.control.SystemIdentifier != info.SystemIdentifier {
+		return errs.New(errs.Foreign, "Give the data directory of the server that the connection settings (PGHOST, PGPORT) lead to.",
+			"data directory %s belongs to cluster %d, the server is cluster %d", b.dataDir, b.control.SystemIdentifier, info.SystemIdentifier)
+	}
+	if b.RepositoryDir != "" && within(b.dataDir, b.RepositoryDir) {
+		return errs.New(errs.Config, "Put the repository elsewhere, best on another machine.",
+			"repository %s lies in the data directory %s", b.RepositoryDir, b.dataDir)
+	}
+	b.warnings()
+	return nil
+}
+
+// warnings says what the backup will not hold or may wait for.
+func (b *run) warnings() {
+	for _, path := range []string{b.info.ConfigFile, b.info.HBAFile, b.info.IdentFile} {
+		if path != "" && !within(b.dataDir, path) {
+			b.Log.Warn("configuration file lies outside the data directory and is not in the backup", "path", path)
+		}
+	}
+	if a := b.info.Archiver; failing(a) {
+		b.Log.Warn("archiving is failing; the backup will wait for it at its end", "wal", a.LastFailedWAL, "since", a.LastFailedTime)
+	}
+}
+
+// ownDirectory resolves the data directory and compares what was given with
+// what the server reports.
+func ownDirectory(given, reported string) (string, error) {
+	dir, err := filepath.EvalSymlinks(reported)
+	if err != nil {
+		return "", errs.Wrap(err, errs.Server, "backup-push runs on the host of the database, as the user that PostgreSQL runs as.",
+			"open the data directory that the server reports")
+	}
+	if given == "" {
+		return dir, nil
+	}
+	a, err := os.Stat(given)
+	if err != nil {
+		return "", errs.Wrap(err, errs.Usage, "", "open data directory")
+	}
+	b, err := os.Stat(dir)
+	if err != nil {
+		return "", readError(err)
+	}
+	if !os.SameFile(a, b) {
+		return "", errs.New(errs.Foreign, "Check PGHOST and PGPORT, or leave the argument out to take what the server reports.",
+			"%s is not the data directory of the server, which is %s", given, reported)
+	}
+	return dir, nil
+}
+
+// within reports whether path is dir or lies below it.
+func within(dir, path string) bool {
+	if real, err := filepath.EvalSymlinks(path); err == nil {
+		path = real
+	}
+	rel, err := filepath.Rel(dir, path)
+	return err == nil && filepath.IsLocal(rel)
+}
+
+// disconnect ends the session, whatever became of ctx: with it ends the
+// server's backup mode.
+func (b *run) disconnect(ctx context.Context) error {
+	if b.server == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	err := b.server.Close(ctx)
+	b.server = nil
+	if err != nil {
+		b.Log.Debug("end session", "error", err.Error())
+	}
+	return nil
+}
+
+// claim announces the backup and keeps the claim alive.
+func (b *run) claim(ctx context.Context, cancel context.CancelCauseFunc) error {
+	name, err := repo.NewBackupName(b.Now())
+	if err != nil {
+		return err
+	}
+	cluster := repo.ClusterID(b.control.SystemIdentifier)
+	b.backup = &repo.Backup{
+		Format: repo.Format, Name: name, Type: "full", Cluster: cluster, Label: b.Label,
+		PostgresVersion: b.info.VersionNum, Started: b.Now().UTC().Truncate(time.Millisecond),
+		SegmentSize: b.control.WALSegmentSize, BlockSize: int64(b.control.BlockSize),
+		Checksums: b.control.DataChecksums(), Host: b.Host.Name, Machine: b.Host.Machine,
+		Directory: b.dataDir, User: ownerName(b.dataDir), Sealed: b.repo.Sealed(), Agent: b.Version,
+	}
+	if err := b.repo.EnsureCluster(ctx, repo.Cluster{
+		ID: cluster, Major: b.info.Major, CatalogVersion: b.control.CatalogVersion,
+		BlockSize: b.control.BlockSize, RelSegBlocks: b.control.RelSegBlocks, SegmentSize: b.control.WALSegmentSize,
+	}); err != nil {
+		return err
+	}
+	b.lease, err = b.repo.Claim(ctx, cluster, repo.Claim{
+		Backup: name, Host: b.Host.Name, Machine: b.Host.Machine, State: b.StateDir, PID: os.Getpid(),
+	}, b.AllowConcurrent)
+	if err != nil {
+		return err
+	}
+	go b.renew(ctx, cancel)
+	return nil
+}
+
+func (b *run) renew(ctx context.Context, cancel context.CancelCauseFunc) {
+	tick := time.NewTicker(repo.ClaimRenewal)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			if err := b.lease.Renew(ctx); err != nil {
+				cancel(fmt.Errorf("renew claim: %w", err))
+				return
+			}
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// release gives the claim back. Credentials that cannot delete leave it to
+// expire, which is no reason to call a backup failed.
+func (b *run) release(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
+	defer cancel()
+	if err := b.lease.Release(ctx); err != nil {
+		b.Log.Warn("claim is left to expire", "error", err.Error())
+	}
+}
+
+func ownerName(dir string) string {
+	info, err := os.Stat(dir)
+	if err != nil {
+		return ""
+	}
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return ""
+	}
+	uid := strconv.FormatUint(uint64(st.Uid), 10)
+	u, err := user.LookupId(uid)
+	if err != nil {
+		return uid
+	}
+	return u.Username
+}
+
+// copy is the backup proper: start, files, pg_control, stop, WAL, and last of
+// all backup.json.
+func (b *run) copy(ctx context.Context) error {
+	start, err := b.server.StartBackup(ctx, b.Label, !b.Spread)
+	if err != nil {
+		return err
+	}
+	b.Log.Info("backup started", "backup", string(b.backup.Name), "lsn", start.String())
+	b.reporter.phase("copying")
+
+	// The uploads have their own group: the pipeline must be waited for first.
+	uploads, uctx := errgroup.WithContext(ctx)
+	set := b.repo.NewPackSet(uploads, b.backup.Cluster, b.backup.Name, min(max(b.Concurrency, 2), 4))
+	manifest, err := b.newManifest(set)
+	if err != nil {
+		return err
+	}
+	data := set.Writer(repo.PackData)
+	err = b.files(uctx, start, data, manifest)
+	if err == nil {
+		b.reporter.phase("finishing")
+		err = b.stop(uctx, start, data, manifest)
+	}
+	if err == nil {
+		err = b.closePacks(uctx, data, manifest)
+	}
+	// The first failed upload cancels uctx: it, not the cancellation, is the reason.
+	if uerr := uploads.Wait(); uerr != nil {
+		err = uerr
+	}
+	if err == nil {
+		err = b.publish(ctx, set, manifest)
+	}
+	return errors.Join(err, manifest.Close())
+}
+
+func (b *run) newManifest(set *repo.PackSet) (*repo.ManifestWriter, error) {
+	info, err := os.Stat(b.dataDir)
+	if err != nil {
+		return nil, readError(err)
+	}
+	return b.repo.NewManifestWriter(set, repo.ManifestHeader{
+		Backup: b.backup.Name, BlockSize: b.backup.BlockSize, Mode: uint32(info.Mode().Perm()),
+	}, filepath.Join(b.StateDir, "spool"))
+}
+
+func (b *run) files(ctx context.Context, start postgres.LSN, data *repo.Writer, manifest *repo.ManifestWriter) error {
+	w := b.newWalker()
+	stopEstimate := b.estimate(ctx)
+	defer stopEstimate()
+	return copyFiles(ctx, w, data, manifest, copyOptions{
+		name: b.backup.Name, workers: b.Concurrency, codec: b.Codec, block: b.backup.BlockSize,
+		readRate: b.ReadRate, meter: &b.meter,
+		pages: &pageChecker{
+			enabled: b.backup.Checksums && b.backup.BlockSize == 8192, block: b.backup.BlockSize,
+			segBlocks: b.control.RelSegBlocks, start: start, current: b.insertLSN, bad: &b.bad,
+		},
+	})
+}
+
+func (b *run) newWalker() *walker {
+	w := &walker{
+		root:       b.dataDir,
+		versionDir: postgres.TablespaceVersionDir(b.info.Major, b.control.CatalogVersion),
+		log:        b.Log,
+	}
+	if info, err := os.Stat(b.StateDir); err == nil {
+		w.avoid = append(w.avoid, info)
+	}
+	return w
+}
+
+// estimate walks once for the sizes alone, beside the backup, so that progress
+// can say how much there is to do.
+func (b *run) estimate(ctx context.Context) (stop func()) {
+	if b.Progress == nil {
+		return func() {}
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	var done sync.WaitGroup
+	done.Go(func() {
+		total := int64(0)
+		w := b.newWalker()
+		w.log = slog.New(slog.DiscardHandler)
+		w.visit = func(s source) error {
+			total += s.Size
+			return nil
+		}
+		if err := w.run(ctx); err == nil {
+			b.meter.total.Store(total)
+		}
+	})
+	return func() {
+		cancel()
+		done.Wait()
+	}
+}
+
+// insertLSN asks the server where it writes WAL now. The session is one, the
+// workers are many.
+func (b *run) insertLSN(ctx context.Context) (postgres.LSN, error) {
+	b.lsnMu.Lock()
+	defer b.lsnMu.Unlock()
+	return b.server.InsertLSN(ctx)
+}

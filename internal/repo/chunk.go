@@ -1,0 +1,35 @@
+package repo
+
+import (
+	"io"
+
+	"walagent/internal/compress"
+)
+
+// EachChunk reads src to its end and hands it over in pieces of 1 MiB, the
+// last one shorter; an empty src gives none. Only a plain io.EOF is an end: a
+// reader that was cut off says so with another error, which is returned. The
+// piece is valid during the call.
+func EachChunk(src io.Reader, do func(raw []byte) error) error {
+	buf := make([]byte, compress.MaxFrame)
+	for {
+		n := 0
+		var err error
+		for n < len(buf) && err == nil {
+			var m int
+			m, err = src.Read(buf[n:])
+			n += m
+		}
+		if n > 0 && (err == nil || err == io.EOF) {
+			if err := do(buf[:n]); err != nil {
+				return err
+			}
+		}
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}

@@ -1,0 +1,147 @@
+package repo
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"walagent/internal/errs"
+	"walagent/internal/storage"
+)
+
+// Claims tell every host that shares a repository that a backup is being made.
+// They are objects, created once each: a running backup renews its claim by
+// creating the next one, and removes them all when it ends. A claim that is
+// not renewed expires, by the store's clock alone.
+
+const (
+	claimTTL = 15 * time.Minute
+	// ClaimRenewal is how often a running backup renews its claim.
+	ClaimRenewal = 4 * time.Minute
+)
+
+// Claim is the content of a claim object.
+type Claim struct {
+	Backup  BackupName `json:"backup"`
+	Host    string     `json:"host"`
+	Machine string     `json:"machine,omitempty"`
+	State   string     `json:"state_directory"`
+	PID     int        `json:"pid"`
+	Started time.Time  `json:"start_time"`
+	// TTL is for how many seconds of the store's time the claim holds.
+	TTL int `json:"ttl_seconds"`
+}
+
+// Lease is a held claim.
+type Lease struct {
+	repo    *Repository
+	cluster ClusterID
+	claim   Claim
+	renewed int
+}
+
+// Claim announces a backup, and refuses while another host's backup of the
+// cluster is announced (unless concurrent is true). The caller holds the lock
+// of its own state directory, so that an older claim from this host and state
+// directory is that of a run which died, and does not count.
+func (r *Repository) Claim(ctx context.Context, cluster ClusterID, c Claim, concurrent bool) (*Lease, error) {
+	c.Started, c.TTL = timestamp(r.now()), int(claimTTL/time.Second)
+	l := &Lease{repo: r, cluster: cluster, claim: c}
+	if err := l.put(ctx, 0); err != nil {
+		return nil, err
+	}
+	if concurrent {
+		return l, nil
+	}
+	if err := l.alone(ctx); err != nil {
+		return nil, errors.Join(err, l.Release(ctx))
+	}
+	return l, nil
+}
+
+func (l *Lease) put(ctx context.Context, n int) error {
+	body, err := json.Marshal(l.claim)
+	if err != nil {
+		return fmt.Errorf("encode claim: %w", err)
+	}
+	if _, err := l.repo.putOwned(ctx, l.cluster.claimKey(l.claim.Backup, n), storage.Bytes(append(body, '\n'))); err != nil {
+		return fmt.Errorf("claim the backup: %w", err)
+	}
+	return nil
+}
+
+// alone looks at the other claims. Of two that began together the one that
+// the store took first stays; the name decides between equal times.
+func (l *Lease) alone(ctx context.Context) error {
+	newest := make(map[BackupName]storage.Info)
+	for info, err := range l.repo.bucket.List(ctx, l.cluster.claimPrefix(), "") {
+		if err != nil {
+			return fmt.Errorf("list claims: %w", err)
+		}
+		name, err := ParseBackupName(firstComponent(info.Key, l.cluster.claimPrefix()))
+		if err != nil {
+			continue
+		}
+		if old, ok := newest[name]; !ok || info.ModTime.After(old.ModTime) {
+			newest[name] = info
+		}
+	}
+	own, ok := newest[l.claim.Backup]
+	if !ok {
+		return fmt.Errorf("list claims: own claim %s is not listed", l.claim.Backup)
+	}
+	for name, info := range newest {
+		if name == l.claim.Backup || own.ModTime.Sub(info.ModTime) > claimTTL {
+			continue
+		}
+		if info.ModTime.After(own.ModTime) || info.ModTime.Equal(own.ModTime) && name > l.claim.Backup {
+			continue
+		}
+		if err := l.refuse(ctx, info); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// refuse reads another's claim and says who holds it; nil if it does not count.
+func (l *Lease) refuse(ctx context.Context, info storage.Info) error {
+	body, err := l.repo.readAll(ctx, info.Key, 64<<10)
+	if errors.Is(err, storage.ErrNotExist) {
+		return nil // released meanwhile
+	}
+	if err != nil {
+		return err
+	}
+	var other Claim
+	if err := json.Unmarshal(body, &other); err != nil {
+		return l.repo.damaged(fmt.Errorf("decode: %w", err), info.Key)
+	}
+	if other.Host == l.claim.Host && other.Machine == l.claim.Machine && other.State == l.claim.State {
+		l.repo.log.Info("earlier backup was interrupted", "backup", string(other.Backup), "pid", other.PID)
+		return nil
+	}
+	return errs.New(errs.Locked,
+		fmt.Sprintf("Wait for it, or, if that host is dead, until its claim expires (%s after the last renewal), or allow two at once with --allow-concurrent.", claimTTL),
+		"backup %s is being made by host %s (pid %d)", other.Backup, other.Host, other.PID)
+}
+
+// Renew keeps the claim from expiring.
+func (l *Lease) Renew(ctx context.Context) error {
+	l.renewed++
+	return l.put(ctx, l.renewed)
+}
+
+// Release removes the claim.
+func (l *Lease) Release(ctx context.Context) error {
+	keys := make([]string, 0, l.renewed+1)
+	for n := range l.renewed + 1 {
+		keys = append(keys, l.cluster.claimKey(l.claim.Backup, n))
+	}
+	if err := l.repo.bucket.Delete(ctx, keys...); err != nil {
+		return fmt.Errorf("release claim: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,51 @@
+package repo
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"walagent/internal/postgres"
+	"walagent/internal/storage"
+)
+
+// Cluster is cluster.json: what stays the same for a system identifier.
+type Cluster struct {
+	Format         int                  `json:"format"`
+	ID             ClusterID            `json:"system_identifier,string"`
+	Major          int                  `json:"postgres_major"`
+	CatalogVersion uint32               `json:"catalog_version"`
+	BlockSize      uint32               `json:"block_size"`
+	RelSegBlocks   uint32               `json:"relation_segment_blocks"`
+	SegmentSize    postgres.SegmentSize `json:"wal_segment_size"`
+	Created        time.Time            `json:"created"`
+}
+
+// EnsureCluster creates cluster.json if it is not there.
+func (r *Repository) EnsureCluster(ctx context.Context, c Cluster) error {
+	c.Format, c.Created = Format, timestamp(r.now())
+	body, err := json.MarshalIndent(c, "", "  ")
+	if err != nil {
+		return fmt.Errorf("encode cluster.json: %w", err)
+	}
+	_, err = r.bucket.Put(ctx, c.ID.clusterKey(), storage.Bytes(append(body, '\n')), storage.PutOptions{})
+	if err != nil && !errors.Is(err, storage.ErrExists) {
+		return fmt.Errorf("store cluster.json: %w", err)
+	}
+	return nil
+}
+
+// Cluster reads cluster.json.
+func (r *Repository) Cluster(ctx context.Context, id ClusterID) (Cluster, error) {
+	var c Cluster
+	body, err := r.readAll(ctx, id.clusterKey(), 64<<10)
+	if err != nil {
+		return c, err
+	}
+	if err := json.Unmarshal(body, &c); err != nil || c.ID != id || !c.SegmentSize.Valid() {
+		return c, r.damaged(fmt.Errorf("decode: %w", errors.Join(err)), id.clusterKey())
+	}
+	return c, nil
+}

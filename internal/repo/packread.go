@@ -1,0 +1,101 @@
+package repo
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+
+	"walagent/internal/crypto"
+)
+
+// PackStream yields the opened content of a stored pack in order, from one
+// GET, and proves at its end that the whole object is what was stored.
+type PackStream struct {
+	repo *Repository
+	key  string
+	want Pack
+	src  *storeReader
+	body io.Closer
+	r    io.Reader
+	pos  int64
+	hash hash.Hash // of the stored bytes; nil where age authenticates them
+}
+
+// OpenPack opens a pack of the cluster. want is its entry in the list of packs.
+func (r *Repository) OpenPack(ctx context.Context, cluster ClusterID, backup BackupName, want Pack) (*PackStream, error) {
+	key := cluster.packKey(backup, want.Number)
+	body, info, err := r.bucket.Get(ctx, key)
+	if err != nil {
+		return nil, r.missing(err, key)
+	}
+	s := &PackStream{repo: r, key: key, want: want, src: &storeReader{r: body}, body: body}
+	if info.Size != want.Size {
+		err := r.damaged(fmt.Errorf("it has %d bytes instead of %d", info.Size, want.Size), key)
+		return nil, errors.Join(err, body.Close())
+	}
+	if err := s.unseal(); err != nil {
+		return nil, errors.Join(err, body.Close())
+	}
+	return s, nil
+}
+
+func (s *PackStream) unseal() error {
+	head, rest, err := peek(s.src)
+	if err != nil {
+		return s.src.orDamaged(s.repo, err, s.key)
+	}
+	if !crypto.IsSealed(head) {
+		s.hash = sha256.New()
+		s.r = io.TeeReader(rest, s.hash)
+		return nil
+	}
+	if s.r, err = s.repo.keys.Identities.Open(rest); err != nil {
+		return s.src.orDamaged(s.repo, err, s.key)
+	}
+	return nil
+}
+
+// ReadFrame reads the stored bytes of a frame into dst, which has the frame's
+// length. Frames are asked for by rising offset; what lies between is skipped.
+func (s *PackStream) ReadFrame(offset int64, dst []byte) error {
+	if offset < s.pos {
+		return fmt.Errorf("read frame at %d of %s: already past it", offset, s.key)
+	}
+	n, err := io.CopyN(io.Discard, s.r, offset-s.pos)
+	s.pos += n
+	if err == nil {
+		var m int
+		m, err = io.ReadFull(s.r, dst)
+		s.pos += int64(m)
+	}
+	if err != nil {
+		if errors.Is(err, io.EOF) {
+			err = io.ErrUnexpectedEOF
+		}
+		return s.src.orDamaged(s.repo, err, s.key)
+	}
+	return nil
+}
+
+// Finish reads the rest and compares the whole with what was stored.
+func (s *PackStream) Finish() error {
+	if _, err := io.Copy(io.Discard, s.r); err != nil {
+		return s.src.orDamaged(s.repo, err, s.key)
+	}
+	if s.hash != nil && Digest(s.hash.Sum(nil)) != s.want.SHA256 {
+		return s.Damaged(errors.New("its SHA-256 is not that of what was stored"))
+	}
+	return nil
+}
+
+// Damaged says that the pack's content is not what was stored.
+func (s *PackStream) Damaged(err error) error { return s.repo.damaged(err, s.key) }
+
+// Key names the pack's object.
+func (s *PackStream) Key() string { return s.key }
+
+// Close gives up the transfer.
+func (s *PackStream) Close() error { return s.body.Close() }

@@ -1,0 +1,91 @@
+package repo
+
+import (
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"walagent/internal/errs"
+)
+
+// Pins remember, in the state directory, which repository was seen at which
+// URL. A nil *Pins remembers nothing.
+type Pins struct{ dir string }
+
+type pin struct {
+	URL     string    `json:"url"`
+	ID      string    `json:"id"`
+	Checked time.Time `json:"checked"`
+}
+
+// NewPins keeps pins below stateDir, which is made when the first is written.
+func NewPins(stateDir string) *Pins { return &Pins{dir: filepath.Join(stateDir, "pins")} }
+
+func (p *Pins) path(url string) string {
+	sum := sha256.Sum256([]byte(url))
+	return filepath.Join(p.dir, fmt.Sprintf("%x.json", sum[:8]))
+}
+
+func (p *Pins) get(url string) (*pin, error) {
+	if p == nil {
+		return nil, nil
+	}
+	b, err := os.ReadFile(p.path(url))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, stateError(err)
+	}
+	var got pin
+	if err := json.Unmarshal(b, &got); err != nil || got.ID == "" {
+		// A torn pin is worth less than the repository's own word.
+		return nil, nil
+	}
+	return &got, nil
+}
+
+// set records what was seen. An unchanged pin whose look is recent is left
+// alone, so that a push on a local folder costs no write here.
+func (p *Pins) set(url, id string, now time.Time) error {
+	if p == nil {
+		return nil
+	}
+	old, err := p.get(url)
+	if err != nil {
+		return err
+	}
+	if old != nil && old.ID == id && now.Sub(old.Checked) < checkLease && !now.Before(old.Checked) {
+		return nil
+	}
+	b, err := json.Marshal(pin{URL: url, ID: id, Checked: timestamp(now)})
+	if err != nil {
+		return fmt.Errorf("encode pin: %w", err)
+	}
+	if err := os.MkdirAll(p.dir, 0o700); err != nil {
+		return stateError(err)
+	}
+	tmp, err := os.CreateTemp(p.dir, ".pin-*")
+	if err != nil {
+		return stateError(err)
+	}
+	_, err = tmp.Write(append(b, '\n'))
+	if err = errors.Join(err, tmp.Close()); err == nil {
+		err = os.Rename(tmp.Name(), p.path(url))
+	}
+	if err != nil {
+		return stateError(errors.Join(err, os.Remove(tmp.Name())))
+	}
+	return nil
+}
+
+func stateError(err error) error {
+	return errs.Wrap(err, errs.Config,
+		"The agent keeps small files there; give it a directory that its user may write with AGENT_STATE_DIR.",
+		"use the state directory")
+}

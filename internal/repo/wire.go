@@ -1,0 +1,101 @@
+package repo
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+)
+
+// errMalformed is wrapped by every error about the bytes of a section or a
+// manifest; the caller names the object.
+var errMalformed = errors.New("malformed")
+
+// maxString bounds names and paths in manifests, so that a damaged length
+// cannot ask for memory. PATH_MAX is 4096.
+const maxString = 8192
+
+// encoder appends the primitives of the format: unsigned and zigzag varints as
+// in encoding/binary (LEB128), and strings with their length before them.
+type encoder struct{ b []byte }
+
+func (e *encoder) byte(v byte)   { e.b = append(e.b, v) }
+func (e *encoder) uint(v uint64) { e.b = binary.AppendUvarint(e.b, v) }
+func (e *encoder) int(v int64)   { e.b = binary.AppendVarint(e.b, v) }
+func (e *encoder) size(v int64)  { e.b = binary.AppendUvarint(e.b, uint64(v)) }
+func (e *encoder) string(s string) {
+	e.uint(uint64(len(s)))
+	e.b = append(e.b, s...)
+}
+
+// decoder takes the primitives back from a byte reader. The first error
+// sticks, so that a record is read without a test after each field.
+type decoder struct {
+	r   io.ByteReader
+	err error
+}
+
+func (d *decoder) byte() byte {
+	if d.err != nil {
+		return 0
+	}
+	b, err := d.r.ReadByte()
+	d.fail(err)
+	return b
+}
+
+func (d *decoder) uint() uint64 {
+	if d.err != nil {
+		return 0
+	}
+	v, err := binary.ReadUvarint(d.r)
+	d.fail(err)
+	return v
+}
+
+func (d *decoder) int() int64 {
+	if d.err != nil {
+		return 0
+	}
+	v, err := binary.ReadVarint(d.r)
+	d.fail(err)
+	return v
+}
+
+// size is a length or offset; beyond limit it is malformed.
+func (d *decoder) size(limit int64) int64 {
+	v := d.uint()
+	if d.err == nil && v > uint64(limit) {
+		d.malformed("size %d is beyond %d", v, limit)
+		return 0
+	}
+	return int64(v)
+}
+
+func (d *decoder) string() string {
+	n := d.size(maxString)
+	if d.err != nil {
+		return ""
+	}
+	b := make([]byte, n)
+	for i := range b {
+		b[i] = d.byte()
+	}
+	return string(b)
+}
+
+func (d *decoder) fail(err error) {
+	switch {
+	case err == nil:
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		d.err = fmt.Errorf("%w: ends in the middle of a record", errMalformed)
+	default:
+		d.err = err
+	}
+}
+
+func (d *decoder) malformed(format string, args ...any) {
+	if d.err == nil {
+		d.err = fmt.Errorf("%w: "+format, append([]any{errMalformed}, args...)...)
+	}
+}

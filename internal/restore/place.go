@@ -1,0 +1,378 @@
+package restore
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"walagent/internal/compress"
+	"walagent/internal/errs"
+	"walagent/internal/postgres"
+	"walagent/internal/repo"
+)
+
+// batchPieces bounds the plan that is held in memory, at some 64 bytes for a
+// piece. Within a batch each pack is fetched once.
+const batchPieces = 1 << 19
+
+// maxFinal bounds the files that are held in memory until their turn.
+const maxFinal = 64 << 20
+
+// pending is a file of the batch.
+type pending struct {
+	repo.Entry
+	pieces int // of the plan
+	mu     sync.Mutex
+	sums   []sum  // checksums of the pieces, by offset when complete
+	body   []byte // of a final file, which is held until its turn; otherwise nil
+}
+
+type sum struct {
+	offset, length int64
+	crc            uint32
+}
+
+// piece says that a part of a frame is a part of a file.
+type piece struct {
+	file    *pending
+	offset  int64 // in the file
+	inFrame int64
+	length  int64
+}
+
+// framePlan is a frame and where its bytes go.
+type framePlan struct {
+	repo.Frame
+	pieces []piece
+}
+
+type plan struct {
+	packs  map[repo.PackID]map[int64]*framePlan
+	pieces int
+}
+
+type meter struct{ written, total atomic.Int64 }
+
+// place streams the manifest and writes every file but pg_control, whose
+// entry and bytes it returns: they come last.
+func (x *run) place(ctx context.Context, m *repo.ManifestReader, packs map[repo.PackID]repo.Pack) (*pending, error) {
+	p := &plan{packs: make(map[repo.PackID]map[int64]*framePlan)}
+	var files []*pending
+	var control *pending
+	flush := func() error {
+		if err := x.execute(ctx, p, packs); err != nil {
+			return err
+		}
+		for _, f := range files {
+			if err := x.complete(f); err != nil {
+				return err
+			}
+		}
+		p, files = &plan{packs: make(map[repo.PackID]map[int64]*framePlan)}, nil
+		return nil
+	}
+	for {
+		e, parts, err := m.Next(ctx)
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return nil, err
+		}
+		if e.Kind != repo.EntryFile {
+			if err := x.dest.directory(e); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		f := &pending{Entry: e}
+		if e.Final {
+			if e.Size > maxFinal {
+				return nil, errs.New(errs.Damaged, "Use another backup (agent backup-list).", "the manifest says that %s has %d bytes", e.Path, e.Size)
+			}
+			f.body = make([]byte, e.Size)
+		}
+		if e.Path == postgres.ControlPath {
+			control = f
+		}
+		files = append(files, f)
+		if err := x.plan(p, f, parts); err != nil {
+			return nil, err
+		}
+		if p.pieces >= batchPieces {
+			if err := flush(); err != nil {
+				return nil, err
+			}
+		}
+	}
+	if err := flush(); err != nil {
+		return nil, err
+	}
+	if control == nil {
+		return nil, errs.New(errs.Damaged, "Use another backup (agent backup-list).", "the manifest has no %s", postgres.ControlPath)
+	}
+	return control, nil
+}
+
+// plan adds the pieces of a file. Zeros are not written: the file gets its
+// size and they are there.
+func (x *run) plan(p *plan, f *pending, parts []repo.FilePart) error {
+	offset, zero := int64(0), f.Size == 0
+	for _, part := range parts {
+		for _, r := range part.Runs {
+			if r.Zero {
+				zero = true
+				f.sums = append(f.sums, sum{offset, r.Length, zeros(r.Length)})
+				x.meter.written.Add(r.Length)
+				offset += r.Length
+				continue
+			}
+			offset = p.add(f, r, part.Section.Frames[r.Pack], offset)
+		}
+	}
+	if zero && f.body == nil {
+		return x.dest.create(f.Path, f.Mode, f.Size)
+	}
+	return nil
+}
+
+// add cuts a run at the borders of frames. The section was refused if a run
+// is not covered by them.
+func (p *plan) add(f *pending, r repo.Run, frames []repo.Frame, offset int64) int64 {
+	byOffset := p.packs[r.Pack]
+	if byOffset == nil {
+		byOffset = make(map[int64]*framePlan)
+		p.packs[r.Pack] = byOffset
+	}
+	raw, left := r.Raw, r.Length
+	for i, _ := repo.FrameAt(frames, raw); left > 0; i++ {
+		fr := frames[i]
+		plan := byOffset[fr.Offset]
+		if plan == nil {
+			plan = &framePlan{Frame: fr}
+			byOffset[fr.Offset] = plan
+		}
+		n := min(left, fr.RawOffset+fr.RawLen-raw)
+		plan.pieces = append(plan.pieces, piece{file: f, offset: offset, inFrame: raw - fr.RawOffset, length: n})
+		f.pieces++
+		p.pieces++
+		offset, raw, left = offset+n, raw+n, left-n
+	}
+	return offset
+}
+
+// frameJob is a frame on its way from a pack to a worker.
+type frameJob struct {
+	plan   *framePlan
+	stored []byte
+	pack   *repo.PackStream
+}
+
+// execute fetches each pack of the plan once and writes what it holds.
+// Fetchers read and open packs; workers decode frames and write, so that both
+// cores are busy however unequal the packs are.
+func (x *run) execute(ctx context.Context, p *plan, packs map[repo.PackID]repo.Pack) error {
+	ids := make([]repo.PackID, 0, len(p.packs))
+	for id := range p.packs {
+		ids = append(ids, id)
+	}
+	slices.SortFunc(ids, func(a, b repo.PackID) int {
+		return cmp.Or(cmp.Compare(a.Backup, b.Backup), cmp.Compare(a.Number, b.Number))
+	})
+	g, ctx := errgroup.WithContext(ctx)
+	jobs := make(chan frameJob, x.Concurrency)
+	buffers := &sync.Pool{New: func() any { return new([]byte) }}
+	g.Go(func() error {
+		defer close(jobs)
+		fetch, ctx := errgroup.WithContext(ctx)
+		fetch.SetLimit(x.Concurrency)
+		for _, id := range ids {
+			fetch.Go(func() error { return x.fetch(ctx, id, p.packs[id], packs, jobs, buffers) })
+		}
+		return fetch.Wait()
+	})
+	for range x.Concurrency {
+		g.Go(func() error { return x.write(ctx, jobs, buffers) })
+	}
+	return g.Wait()
+}
+
+func (x *run) fetch(ctx context.Context, id repo.PackID, frames map[int64]*framePlan, packs map[repo.PackID]repo.Pack, jobs chan<- frameJob, buffers *sync.Pool) (err error) {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	want, ok := packs[id]
+	if !ok {
+		return errs.New(errs.Damaged, "Use another backup (agent backup-list).", "pack %s/%08x is not in the list of packs", id.Backup, id.Number)
+	}
+	s, err := x.repo.OpenPack(ctx, x.Cluster, id.Backup, want)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.Close()) }()
+	order := make([]*framePlan, 0, len(frames))
+	for _, f := range frames {
+		order = append(order, f)
+	}
+	slices.SortFunc(order, func(a, b *framePlan) int { return cmp.Compare(a.Offset, b.Offset) })
+	for _, f := range order {
+		buf := buffers.Get().(*[]byte)
+		*buf = slices.Grow((*buf)[:0], int(f.Length))[:f.Length]
+		if err := s.ReadFrame(f.Offset, *buf); err != nil {
+			return err
+		}
+		select {
+		case jobs <- frameJob{f, *buf, s}:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	return s.Finish()
+}
+
+// write decodes frames and puts their pieces into files.
+func (x *run) write(ctx context.Context, jobs <-chan frameJob, buffers *sync.Pool) error {
+	var dec compress.Decoder
+	var raw []byte
+	for {
+		select {
+		case j, ok := <-jobs:
+			if !ok {
+				return nil
+			}
+			var err error
+			raw, err = dec.AppendRaw(raw[:0], j.stored)
+			if err == nil && int64(len(raw)) != j.plan.RawLen {
+				err = fmt.Errorf("frame at %d has %d raw bytes instead of %d", j.plan.Offset, len(raw), j.plan.RawLen)
+			}
+			if err != nil {
+				return j.pack.Damaged(err)
+			}
+			if err := x.writePieces(raw, j.plan.pieces); err != nil {
+				return err
+			}
+			stored := j.stored
+			buffers.Put(&stored)
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// writePieces writes the pieces of one frame, opening each file once.
+func (x *run) writePieces(raw []byte, pieces []piece) (err error) {
+	var open *os.File
+	var of *pending
+	shut := func() error {
+		if open == nil {
+			return nil
+		}
+		err := open.Close()
+		open = nil
+		return x.dest.explain(err)
+	}
+	defer func() { err = errors.Join(err, shut()) }()
+	for _, p := range pieces {
+		body := raw[p.inFrame : p.inFrame+p.length]
+		crc := crc32.Checksum(body, crcTable)
+		p.file.mu.Lock()
+		p.file.sums = append(p.file.sums, sum{p.offset, p.length, crc})
+		if p.file.body != nil {
+			copy(p.file.body[p.offset:], body)
+		}
+		p.file.mu.Unlock()
+		x.meter.written.Add(p.length)
+		if p.file.body != nil {
+			continue
+		}
+		if p.file != of {
+			if err := shut(); err != nil {
+				return err
+			}
+			if open, err = x.dest.open(p.file.Path, p.file.Mode); err != nil {
+				return err
+			}
+			of = p.file
+		}
+		if _, err := open.WriteAt(body, p.offset); err != nil {
+			return x.dest.explain(err)
+		}
+	}
+	return nil
+}
+
+// complete adds a file whose pieces are all written to PostgreSQL's manifest.
+// Final files but pg_control are written here, whole.
+func (x *run) complete(f *pending) error {
+	slices.SortFunc(f.sums, func(a, b sum) int { return cmp.Compare(a.offset, b.offset) })
+	var crc uint32
+	var at int64
+	for _, s := range f.sums {
+		if s.offset != at {
+			return fmt.Errorf("write %s: bytes %d to %d are missing", f.Path, at, s.offset)
+		}
+		crc = combine(crc, s.crc, s.length)
+		at += s.length
+	}
+	if at != f.Size {
+		return fmt.Errorf("write %s: %d of %d bytes", f.Path, at, f.Size)
+	}
+	f.sums = nil
+	size := f.Size
+	if f.Path == "tablespace_map" {
+		moved, err := x.dest.remap(f.body)
+		if err != nil {
+			return err
+		}
+		f.body = moved
+		size, crc = int64(len(moved)), crc32.Checksum(moved, crcTable)
+	}
+	if f.body != nil && f.Path != postgres.ControlPath {
+		if err := x.dest.writeFile(f.Path, f.Mode, f.body); err != nil {
+			return err
+		}
+	}
+	return x.verify.add(f.Path, size, f.ModTime, crc)
+}
+
+// report calls Progress about once a second until the returned function is.
+func (x *run) report(began time.Time) (stop func()) {
+	if x.Progress == nil {
+		return func() {}
+	}
+	quit := make(chan struct{})
+	var done sync.WaitGroup
+	done.Go(func() {
+		tick := time.NewTicker(time.Second)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				x.Progress(Progress{Written: x.meter.written.Load(), Total: x.meter.total.Load(), Elapsed: x.Now().Sub(began)})
+			case <-quit:
+				return
+			}
+		}
+	})
+	return func() {
+		close(quit)
+		done.Wait()
+	}
+}
+
+// pathOf is where an entry lies on this host, below the data directory; its
+// tablespace links lead elsewhere.
+func (d *destination) pathOf(rel string) string {
+	return filepath.Join(d.root, filepath.FromSlash(rel))
+}

@@ -1,0 +1,196 @@
+package restore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"walagent/internal/errs"
+	"walagent/internal/host"
+	"walagent/internal/postgres"
+	"walagent/internal/repo"
+)
+
+// Options are what a backup is restored with.
+type Options struct {
+	Cluster        repo.ClusterID
+	Dest           string
+	Name           string // of the backup; empty or LATEST: chosen by the target
+	Target         Target
+	Tablespaces    map[string]string // old location to new
+	RestoreCommand string            // as it stands in the settings
+	TakeOver       bool              // go on archiving as the recorded server
+	Concurrency    int
+	Host           host.Identity
+	Log            *slog.Logger
+	Now            func() time.Time
+	// Progress is called about every second from one goroutine; nil: never.
+	Progress func(Progress)
+}
+
+// Progress is how far a restore is.
+type Progress struct {
+	Written, Total int64 // bytes of files
+	Elapsed        time.Duration
+}
+
+// Result is what was restored.
+type Result struct {
+	Choice
+	Files, Bytes int64
+	Elapsed      time.Duration
+	ArchivingOff bool // archive_mode=off was written
+	ConfigGone   bool // the directory has no postgresql.conf
+}
+
+// run is one restore on its way.
+type run struct {
+	Options
+	repo   *repo.Repository
+	choice Choice
+	dest   *destination
+	verify *pgManifest
+	meter  meter
+}
+
+// Run restores a backup into a directory that is empty or does not exist.
+// global/pg_control, without which no server starts, is placed when everything
+// else is there and durable.
+func Run(ctx context.Context, r *repo.Repository, o Options) (*Result, error) {
+	began := o.Now()
+	if err := r.Check(ctx); err != nil {
+		return nil, err
+	}
+	x := &run{Options: o, repo: r}
+	if err := x.choose(ctx); err != nil {
+		return nil, err
+	}
+	b := x.choice.Backup
+	stop := x.report(began)
+	defer stop()
+	packs, err := r.LoadPacks(ctx, b)
+	if err != nil {
+		return nil, err
+	}
+	if x.dest, err = x.prepare(ctx); err != nil {
+		return nil, err
+	}
+	if err := x.restore(ctx, packs); err != nil {
+		return nil, fmt.Errorf("restore backup %s: %w", b.Name, err)
+	}
+	res := &Result{
+		Choice: x.choice, Files: b.Files, Bytes: b.DataBytes, Elapsed: o.Now().Sub(began),
+		ArchivingOff: x.archivingOff(),
+	}
+	_, err = os.Stat(filepath.Join(x.dest.root, "postgresql.conf"))
+	res.ConfigGone = errors.Is(err, os.ErrNotExist)
+	return res, nil
+}
+
+// choose reads what there is and picks the backup. A backup that is named is
+// read alone.
+func (x *run) choose(ctx context.Context) error {
+	histories, err := x.repo.Histories(ctx, x.Cluster)
+	if err != nil {
+		return err
+	}
+	var backups []*repo.Backup
+	if x.Name == "" || x.Name == "LATEST" {
+		backups, err = x.repo.Backups(ctx, x.Cluster)
+	} else {
+		var name repo.BackupName
+		if name, err = repo.ParseBackupName(x.Name); err != nil {
+			return errs.Wrap(err, errs.Usage, "See what there is with: agent backup-list", "choose the backup")
+		}
+		var b *repo.Backup
+		b, err = x.repo.LoadBackup(ctx, x.Cluster, name)
+		backups = []*repo.Backup{b}
+	}
+	if err != nil {
+		return err
+	}
+	if x.choice, err = Choose(backups, histories, x.Target, x.Name); err != nil {
+		return err
+	}
+	b := x.choice.Backup
+	x.Log.Info("chose backup", "backup", string(b.Name), "ended", b.Stopped.Format(time.RFC3339),
+		"stop_lsn", b.StopLSN.String(), "timeline", uint32(x.choice.Timeline), "target", x.Target.String())
+	for _, a := range x.choice.Aside {
+		x.Log.Warn("a newer backup does not lead to this timeline; to follow it use --target-timeline",
+			"backup", string(a.Name), "backup_timeline", uint32(a.Timeline), "timeline", uint32(x.choice.Timeline))
+	}
+	if b.BadPages > 0 {
+		x.Log.Warn("the backup was marked for pages with wrong checksums", "pages", b.BadPages, "first", b.BadPageSample[0])
+	}
+	return nil
+}
+
+// prepare reads the root of the manifest for what must be known before the
+// first byte is written: tablespaces and sizes.
+func (x *run) prepare(ctx context.Context) (*destination, error) {
+	m, err := x.repo.OpenManifest(ctx, x.choice.Backup, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer m.Close()
+	d := newDestination(x.Dest, m.Header.Mode, x.Tablespaces)
+	for {
+		e, _, err := m.Next(ctx)
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return nil, err
+		}
+		d.expect(e)
+	}
+	if err := d.check(ctx, x.choice.Backup.User); err != nil {
+		return nil, err
+	}
+	x.meter.total.Store(m.Totals().Bytes)
+	return d, nil
+}
+
+// restore is the restore proper.
+func (x *run) restore(ctx context.Context, packs map[repo.PackID]repo.Pack) error {
+	if err := x.dest.begin(x.choice.Backup, x.Now()); err != nil {
+		return err
+	}
+	m, err := x.repo.OpenManifest(ctx, x.choice.Backup, packs)
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	if x.verify, err = newPGManifest(filepath.Join(x.dest.root, "backup_manifest"), x.dest.fileMode()); err != nil {
+		return err
+	}
+	defer x.verify.abandon()
+	control, err := x.place(ctx, m, packs)
+	if err != nil {
+		return err
+	}
+	if err := x.dest.required(postgres.RequiredDirs()); err != nil {
+		return err
+	}
+	if err := x.settings(); err != nil {
+		return err
+	}
+	b := x.choice.Backup
+	if err := x.verify.finish(b.Timeline, b.StartLSN, b.StopLSN); err != nil {
+		return err
+	}
+	return x.dest.finish(control)
+}
+
+// archivingOff: a copy that is not the recorded server in its own place must
+// not archive into the production repository under the same names.
+func (x *run) archivingOff() bool {
+	b := x.choice.Backup
+	same := b.Host == x.Host.Name && b.Machine == x.Host.Machine && b.Directory == x.dest.root
+	return !same && !x.TakeOver
+}

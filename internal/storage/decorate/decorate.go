@@ -1,0 +1,52 @@
+// Package decorate holds what is the same for all object stores: Retry, Limit,
+// Bandwidth and Count, each a storage.Bucket around another.
+//
+// Seen from the caller the order is Retry, Limit, Bandwidth, Count, store: a
+// wait between two tries holds no slot, and Count sees every single request.
+package decorate
+
+import (
+	"errors"
+	"io"
+
+	"walagent/internal/storage"
+)
+
+// source is a source whose bodies are wrapped.
+type source struct {
+	storage.Source
+	wrap func(io.ReadCloser) io.ReadCloser
+}
+
+func (s source) Open() (io.ReadCloser, error) {
+	r, err := s.Source.Open()
+	if err != nil {
+		return nil, err
+	}
+	return s.wrap(r), nil
+}
+
+// seekable keeps Seek of a body that has it: some clients read a body once to
+// sign it, and again to send it.
+func seekable(outer, inner io.ReadCloser) io.ReadCloser {
+	seeker, ok := inner.(io.Seeker)
+	if !ok {
+		return outer
+	}
+	if to, ok := outer.(io.WriterTo); ok {
+		return struct {
+			io.ReadCloser
+			io.WriterTo
+			io.Seeker
+		}{outer, to, seeker}
+	}
+	return struct {
+		io.ReadCloser
+		io.Seeker
+	}{outer, seeker}
+}
+
+// answered says whether err is the store's plain answer and not a failure.
+func answered(err error) bool {
+	return err == nil || errors.Is(err, storage.ErrNotExist) || errors.Is(err, storage.ErrExists) || errors.Is(err, storage.ErrRange)
+}

@@ -1,0 +1,260 @@
+package decorate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"log/slog"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+
+	"walagent/internal/storage"
+)
+
+// RetryOptions say how often and how long. The zero value of each field means
+// its default.
+type RetryOptions struct {
+	// Initial is the mean of the first wait; each wait is drawn between half
+	// and one and a half times its mean. Default 200 ms.
+	Initial time.Duration
+	// Max is the largest mean of a wait, which doubles each time. Default 15 s.
+	Max time.Duration
+	// Elapsed is how long after the first try of an operation, or after the
+	// last progress of a reader or a listing, another try may begin. Default
+	// 2 minutes; negative means without end.
+	Elapsed time.Duration
+	// Tries is the most tries of one operation, the first one included, or
+	// without progress. Default: as many as Elapsed allows.
+	Tries int
+	// Log gets a warning before each wait. Default: none.
+	Log *slog.Logger
+	// Now is the clock. Default: the system's.
+	Now func() time.Time
+}
+
+// Retry repeats what fails with storage.ErrUnavailable, and nothing else. It
+// waits longer each time, and no more once the context is done.
+//
+//   - Put opens its source anew for each try. When a try was done by the store
+//     although its reply was lost, the next one gets ErrExists; that is passed
+//     up as it is, since only the caller can compare what is there.
+//   - The readers of Get and GetRange go on at the byte where they broke, by a
+//     ranged read, also after io.ErrUnexpectedEOF.
+//   - List goes on after the last key it gave.
+//   - Delete repeats the keys that failed so.
+func Retry(b storage.Bucket, opts RetryOptions) storage.Bucket {
+	set := func(d *time.Duration, to time.Duration) {
+		if *d == 0 {
+			*d = to
+		}
+	}
+	set(&opts.Initial, 200*time.Millisecond)
+	set(&opts.Max, 15*time.Second)
+	set(&opts.Elapsed, 2*time.Minute)
+	if opts.Log == nil {
+		opts.Log = slog.New(slog.DiscardHandler)
+	}
+	if opts.Now == nil {
+		opts.Now = time.Now
+	}
+	return &retry{Bucket: b, opts: opts}
+}
+
+type retry struct {
+	storage.Bucket
+	opts RetryOptions
+}
+
+// tries is the budget of one operation.
+type tries struct {
+	r     *retry
+	op    string
+	key   string
+	n     int
+	since time.Time
+	wait  *backoff.ExponentialBackOff
+}
+
+func (r *retry) tries(op, key string) *tries {
+	t := &tries{r: r, op: op, key: key, wait: &backoff.ExponentialBackOff{
+		InitialInterval: r.opts.Initial, MaxInterval: r.opts.Max, Multiplier: 2, RandomizationFactor: 0.5,
+	}}
+	t.progress()
+	return t
+}
+
+// progress begins the budget anew.
+func (t *tries) progress() {
+	t.n = 0
+	t.since = t.r.opts.Now()
+	t.wait.Reset()
+}
+
+// again waits before another try after err and returns nil, or returns the
+// error to give up with.
+func (t *tries) again(ctx context.Context, err error) error {
+	if !errors.Is(err, storage.ErrUnavailable) {
+		return err
+	}
+	t.n++
+	if t.r.opts.Tries > 0 && t.n >= t.r.opts.Tries {
+		return fmt.Errorf("%w (tried %d times)", err, t.n)
+	}
+	if ctx.Err() != nil {
+		return t.stopped(ctx, err)
+	}
+	wait := t.wait.NextBackOff()
+	elapsed := t.r.opts.Now().Sub(t.since)
+	if t.r.opts.Elapsed > 0 && elapsed+wait > t.r.opts.Elapsed {
+		return fmt.Errorf("%w (tried %d times in %v)", err, t.n, elapsed.Round(time.Millisecond))
+	}
+	t.r.opts.Log.LogAttrs(ctx, slog.LevelWarn, "storage operation failed, will try again",
+		slog.String("op", t.op), slog.String("bucket", t.r.Bucket.String()), slog.String("key", t.key),
+		slog.Int("try", t.n), slog.Duration("wait", wait), slog.String("error", err.Error()))
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return t.stopped(ctx, err)
+	}
+}
+
+// stopped is the error of a context that ended between two tries.
+func (t *tries) stopped(ctx context.Context, err error) error {
+	return &storage.Error{
+		Op: t.op, Bucket: t.r.Bucket.String(), Key: t.key,
+		Err: fmt.Errorf("%w after %d tries; the last error was: %w", context.Cause(ctx), t.n, errors.Join(ctx.Err(), err)),
+	}
+}
+
+// try runs f until it succeeds, fails for good, or the budget is used up.
+func try[T any](ctx context.Context, t *tries, f func() (T, error)) (T, error) {
+	for {
+		v, err := f()
+		if err == nil {
+			return v, nil
+		}
+		if err := t.again(ctx, err); err != nil {
+			return v, err
+		}
+	}
+}
+
+func (r *retry) Put(ctx context.Context, key string, src storage.Source, opts storage.PutOptions) (storage.Info, error) {
+	return try(ctx, r.tries("put", key), func() (storage.Info, error) {
+		return r.Bucket.Put(ctx, key, src, opts)
+	})
+}
+
+func (r *retry) Stat(ctx context.Context, key string) (storage.Info, error) {
+	return try(ctx, r.tries("stat", key), func() (storage.Info, error) { return r.Bucket.Stat(ctx, key) })
+}
+
+func (r *retry) Get(ctx context.Context, key string) (io.ReadCloser, storage.Info, error) {
+	t := r.tries("get", key)
+	var info storage.Info
+	body, err := try(ctx, t, func() (body io.ReadCloser, err error) {
+		body, info, err = r.Bucket.Get(ctx, key)
+		return body, err
+	})
+	if err != nil {
+		return nil, storage.Info{}, err
+	}
+	t.progress()
+	return &resuming{ctx: ctx, t: t, body: body, left: info.Size}, info, nil
+}
+
+func (r *retry) GetRange(ctx context.Context, key string, off, n int64) (io.ReadCloser, error) {
+	t := r.tries("get", key)
+	body, err := try(ctx, t, func() (io.ReadCloser, error) { return r.Bucket.GetRange(ctx, key, off, n) })
+	if err != nil {
+		return nil, err
+	}
+	t.progress()
+	return &resuming{ctx: ctx, t: t, body: body, off: off, left: n}, nil
+}
+
+func (r *retry) List(ctx context.Context, prefix, startAfter string) iter.Seq2[storage.Info, error] {
+	return func(yield func(storage.Info, error) bool) {
+		t := r.tries("list", prefix)
+		last := startAfter
+		for {
+			var broke error
+			for info, err := range r.Bucket.List(ctx, prefix, last) {
+				if err != nil {
+					broke = err
+					break
+				}
+				t.progress()
+				last = info.Key
+				if !yield(info, nil) {
+					return
+				}
+			}
+			if broke == nil {
+				return
+			}
+			if err := t.again(ctx, broke); err != nil {
+				yield(storage.Info{}, err)
+				return
+			}
+		}
+	}
+}
+
+func (r *retry) Delete(ctx context.Context, keys ...string) error {
+	if len(keys) == 0 {
+		return r.Bucket.Delete(ctx)
+	}
+	t := r.tries("delete", keys[0])
+	var final []error
+	for {
+		err := r.Bucket.Delete(ctx, keys...)
+		if err == nil {
+			return errors.Join(final...)
+		}
+		passing, lasting := sortFailures(err)
+		if len(passing) == 0 && len(lasting) > 0 {
+			return errors.Join(append(final, lasting...)...)
+		}
+		if len(passing) > 0 {
+			keys = keys[:0:0]
+			for _, e := range passing {
+				keys = append(keys, e.Key)
+			}
+			final = append(final, lasting...)
+		}
+		if err := t.again(ctx, err); err != nil {
+			for _, e := range passing {
+				final = append(final, e)
+			}
+			if len(passing) == 0 || ctx.Err() != nil {
+				final = append(final, err)
+			}
+			return errors.Join(final...)
+		}
+	}
+}
+
+// sortFailures takes the joined error of a Delete apart, by whether another
+// try may help. An error that names no keys gives nothing.
+func sortFailures(err error) (passing []*storage.Error, lasting []error) {
+	if one, ok := err.(*storage.Error); ok {
+		if errors.Is(one, storage.ErrUnavailable) {
+			return []*storage.Error{one}, nil
+		}
+		return nil, []error{one}
+	}
+	if many, ok := err.(interface{ Unwrap() []error }); ok {
+		for _, e := range many.Unwrap() {
+			p, l := sortFailures(e)
+			passing, lasting = append(passing, p...), append(lasting, l...)
+		}
+	}
+	return passing, lasting
+}

@@ -1,0 +1,298 @@
+package wal
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+
+	"walagent/internal/errs"
+	"walagent/internal/postgres"
+	"walagent/internal/repo"
+	"walagent/internal/storage"
+)
+
+// defaultSegmentSize is initdb's, for a cluster of which nothing else is known.
+const defaultSegmentSize postgres.SegmentSize = 16 << 20
+
+// ErrNotFound is the one outcome of Fetch that tells PostgreSQL that there is
+// no such file: recovery may end, a standby may look elsewhere. It is returned
+// only when the repository, proved to be the right one, answered so, and the
+// file is not missing from the middle of what is there.
+var ErrNotFound = errors.New("not in the archive")
+
+// OutagePolicy says what a standby does while the repository cannot be read.
+type OutagePolicy string
+
+// The policies; a server that is not a standby always stops.
+const (
+	OutageWait     OutagePolicy = "wait"     // try again until it is back
+	OutageNotFound OutagePolicy = "notfound" // let the standby stream instead
+	OutageStop     OutagePolicy = "stop"     // stop the standby
+)
+
+// Fetcher gives archived WAL files back.
+type Fetcher struct {
+	Repo     *repo.Repository
+	Log      *slog.Logger
+	OnOutage OutagePolicy
+	// Cluster says whose files are wanted where the directory above the
+	// destination does not; 0 is unknown.
+	Cluster repo.ClusterID
+}
+
+// Fetch places the archived file name at dest, whole, checked and durable, or
+// leaves dest alone. Its errors are ErrNotFound or reasons to stop recovery.
+func (f *Fetcher) Fetch(ctx context.Context, name, dest string) error {
+	file, err := postgres.ParseWALFile(name)
+	if err != nil {
+		return errs.Wrap(err, errs.Usage, "restore_command is: agent wal-fetch %f %p", "fetch %s", name)
+	}
+	owner, err := ownerOf(ctx, dest)
+	if err != nil {
+		return err
+	}
+	standby, err := isStandby(dest)
+	if err != nil {
+		return err
+	}
+	attempt := func() (struct{}, error) {
+		err := f.fetch(ctx, file, dest, owner, standby)
+		if err == nil || !standby || !isOutage(err) {
+			return struct{}{}, permanent(err)
+		}
+		switch f.OnOutage {
+		case OutageNotFound:
+			return struct{}{}, permanent(fmt.Errorf("%w, since the repository cannot be read: %w", ErrNotFound, err))
+		case OutageStop:
+			return struct{}{}, permanent(err)
+		default:
+			f.Log.Warn("waiting for the repository", "wal", name, "error", err.Error())
+			return struct{}{}, err
+		}
+	}
+	wait := backoff.NewExponentialBackOff()
+	wait.MaxInterval = 30 * time.Second
+	_, err = backoff.Retry(ctx, attempt, backoff.WithBackOff(wait), backoff.WithMaxElapsedTime(0))
+	return err
+}
+
+func permanent(err error) error {
+	if err == nil {
+		return nil
+	}
+	return backoff.Permanent(err)
+}
+
+func isOutage(err error) bool {
+	return errors.Is(err, storage.ErrUnavailable) || errors.Is(err, storage.ErrPermission) ||
+		errs.KindOf(err) == errs.Storage
+}
+
+// isStandby looks for standby.signal beside the pg_wal that dest is in.
+func isStandby(dest string) (bool, error) {
+	_, err := os.Stat(filepath.Join(filepath.Dir(dest), "..", "standby.signal"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("look for standby.signal: %w", err)
+	}
+	return true, nil
+}
+
+func (f *Fetcher) fetch(ctx context.Context, file postgres.WALFile, dest string, owner *postgres.Control, standby bool) error {
+	cluster, err := f.cluster(ctx, owner)
+	if err != nil {
+		return err
+	}
+	body, err := f.Repo.OpenWAL(ctx, cluster, file)
+	if errors.Is(err, storage.ErrNotExist) {
+		return f.miss(ctx, cluster, file, owner, standby)
+	}
+	if err != nil {
+		return fmt.Errorf("fetch %s: %w", file.Name, err)
+	}
+	err = place(body, file, dest, cluster)
+	if err = errors.Join(err, body.Close()); err != nil {
+		return fmt.Errorf("fetch %s: %w", file.Name, err)
+	}
+	f.Log.Debug("fetched", "wal", file.Name)
+	return nil
+}
+
+// cluster is that of the data directory; without one, the only one there is.
+func (f *Fetcher) cluster(ctx context.Context, owner *postgres.Control) (repo.ClusterID, error) {
+	switch {
+	case owner != nil && f.Cluster != 0 && f.Cluster != repo.ClusterID(owner.SystemIdentifier):
+		return 0, errs.New(errs.Foreign, "Remove --system-identifier, or fetch to another directory.",
+			"the destination belongs to cluster %d, not to %s", owner.SystemIdentifier, f.Cluster)
+	case owner != nil:
+		return repo.ClusterID(owner.SystemIdentifier), nil
+	case f.Cluster != 0:
+		return f.Cluster, nil
+	}
+	return OnlyCluster(ctx, f.Repo)
+}
+
+// OnlyCluster is the cluster of a repository that has just one.
+func OnlyCluster(ctx context.Context, r *repo.Repository) (repo.ClusterID, error) {
+	if err := r.Check(ctx); err != nil {
+		return 0, err
+	}
+	ids, err := r.Clusters(ctx)
+	if err != nil {
+		return 0, err
+	}
+	switch len(ids) {
+	case 0:
+		return 0, errs.New(errs.NotFound, "Take a backup with: agent backup-push",
+			"nothing is stored in %s yet", r)
+	case 1:
+		return ids[0], nil
+	default:
+		return 0, errs.New(errs.Usage, "Say which with --system-identifier.",
+			"%s holds %d clusters: %v", r, len(ids), ids)
+	}
+}
+
+// miss decides what it means that the repository has no such file.
+func (f *Fetcher) miss(ctx context.Context, cluster repo.ClusterID, file postgres.WALFile, owner *postgres.Control, standby bool) error {
+	if err := f.Repo.Check(ctx); err != nil {
+		return err
+	}
+	if file.Kind != postgres.WALSegment || standby {
+		// A standby can stream what the archive has lost.
+		return fmt.Errorf("%s is %w %s", file.Name, ErrNotFound, f.Repo)
+	}
+	size, err := f.segmentSize(ctx, cluster, owner)
+	if err != nil {
+		return err
+	}
+	reason, err := f.Repo.Gap(ctx, cluster, file, size)
+	if err != nil {
+		return err
+	}
+	if reason != "" {
+		return errs.New(errs.Damaged,
+			"Recovery cannot pass it: bring the segment back from another copy or from the old server's pg_wal (agent wal-push), or recover to a moment before it, with a target.",
+			"%s is missing from %s, but %s", file.Name, f.Repo, reason)
+	}
+	return fmt.Errorf("%s is %w %s", file.Name, ErrNotFound, f.Repo)
+}
+
+func (f *Fetcher) segmentSize(ctx context.Context, cluster repo.ClusterID, owner *postgres.Control) (postgres.SegmentSize, error) {
+	if owner != nil {
+		return owner.WALSegmentSize, nil
+	}
+	c, err := f.Repo.Cluster(ctx, cluster)
+	if errors.Is(err, storage.ErrNotExist) {
+		return defaultSegmentSize, nil
+	}
+	return c.SegmentSize, err
+}
+
+// tempPrefix names files that are not yet whole. PostgreSQL ignores them in
+// pg_wal, and backups leave them out.
+const tempPrefix = ".agent-wal-"
+
+// place writes body beside dest, checks it, makes it durable and renames it.
+func place(body io.Reader, file postgres.WALFile, dest string, cluster repo.ClusterID) (err error) {
+	dir := filepath.Dir(dest)
+	sweep(dir)
+	tmp, err := os.OpenFile(filepath.Join(dir, tempPrefix+strconv.Itoa(os.Getpid())+"-"+file.Name),
+		os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return destError(err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.Remove(tmp.Name()))
+		}
+	}()
+	err = copyChecked(tmp, body, file, cluster)
+	if err == nil {
+		err = destError(tmp.Sync())
+	}
+	if err = errors.Join(err, tmp.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(tmp.Name(), dest); err != nil {
+		return destError(err)
+	}
+	return destError(syncDir(dir))
+}
+
+func destError(err error) error {
+	kind := errs.Destination
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		kind = errs.NoSpace
+	}
+	return errs.Wrap(err, kind, "", "write restored WAL file")
+}
+
+// copyChecked writes body to w; a segment is checked on its way as it was when
+// it was archived, so that what PostgreSQL gets is the file it asked for.
+func copyChecked(w io.Writer, body io.Reader, file postgres.WALFile, cluster repo.ClusterID) error {
+	var check *postgres.SegmentChecker
+	wrong := func(err error) error {
+		return errs.Wrap(err, errs.Damaged, "", "archived %s is not what its name says", file.Name)
+	}
+	err := repo.EachChunk(body, func(raw []byte) error {
+		if check == nil && (file.Kind == postgres.WALSegment || file.Kind == postgres.WALPartial) {
+			h, err := postgres.ParsePageHeader(raw)
+			if err != nil {
+				return wrong(err)
+			}
+			check = postgres.NewSegmentChecker(file, int64(h.SegmentSize), uint64(cluster))
+		}
+		if check != nil {
+			if _, err := check.Write(raw); err != nil {
+				return wrong(err)
+			}
+		}
+		_, err := w.Write(raw)
+		return destError(err)
+	})
+	if err != nil || check == nil {
+		return err
+	}
+	return wrong(check.Close())
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// sweep removes what killed runs left beside the destination. It is a
+// courtesy: whatever it cannot remove is left for the next time.
+func sweep(dir string) {
+	names, err := filepath.Glob(filepath.Join(dir, tempPrefix+"*"))
+	if err != nil {
+		return
+	}
+	for _, name := range names {
+		pid, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(name), tempPrefix), "-")
+		n, err := strconv.Atoi(pid)
+		if err == nil && n != os.Getpid() && errors.Is(syscall.Kill(n, 0), syscall.ESRCH) {
+			// Another sweep may have been faster.
+			if err := os.Remove(name); err != nil {
+				continue
+			}
+		}
+	}
+}

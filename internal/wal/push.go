@@ -1,0 +1,199 @@
+// Package wal archives WAL files and gives them back to recovery. Its two
+// entry points are archive_command and restore_command; what PostgreSQL makes
+// of their exit codes decides what is an error here and what is not.
+package wal
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"walagent/internal/errs"
+	"walagent/internal/postgres"
+	"walagent/internal/repo"
+)
+
+// Pusher archives WAL files into a repository.
+type Pusher struct {
+	Repo     *repo.Repository
+	Log      *slog.Logger
+	SpoolDir string // for segments too large for memory
+	// Cluster says whose files these are where neither the file nor the
+	// directory above it does; 0 is unknown.
+	Cluster repo.ClusterID
+}
+
+// Push archives the file at path, whose base name says what it is. When it
+// returns without error the file is durable in the repository. A file that is
+// there already with the same bytes is success; with other bytes it is an
+// error, and nothing is replaced.
+func (p *Pusher) Push(ctx context.Context, path string) (err error) {
+	name, err := postgres.ParseWALFile(filepath.Base(path))
+	if err != nil {
+		return errs.Wrap(err, errs.Usage, "archive_command is: agent wal-push %p", "archive %s", path)
+	}
+	file, size, err := openRegular(path)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, file.Close()) }()
+
+	owner, err := ownerOf(ctx, path)
+	if err != nil {
+		return err
+	}
+	cluster, check, err := p.identify(name, file, size, owner)
+	if err != nil {
+		return err
+	}
+	if err := p.Repo.Check(ctx); err != nil {
+		return err
+	}
+	existed, err := p.Repo.PutWAL(ctx, cluster, name, file, size, check, p.SpoolDir)
+	if err != nil {
+		return fmt.Errorf("archive %s: %w", name.Name, err)
+	}
+	for _, w := range check.Warnings() {
+		p.Log.Warn(w, "wal", name.Name)
+	}
+	if existed {
+		p.Log.Info("was archived already with the same bytes", "wal", name.Name)
+	} else {
+		p.Log.Debug("archived", "wal", name.Name, "bytes", size)
+	}
+	return nil
+}
+
+func openRegular(path string) (*os.File, int64, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		hint := ""
+		if errors.Is(err, fs.ErrPermission) {
+			hint = "Run the agent as the user that PostgreSQL runs as."
+		}
+		return nil, 0, errs.Wrap(err, errs.Other, hint, "open WAL file")
+	}
+	info, err := file.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = errors.New("not a regular file")
+	}
+	if err != nil {
+		return nil, 0, errors.Join(fmt.Errorf("open WAL file %s: %w", path, err), file.Close())
+	}
+	return file, info.Size(), nil
+}
+
+// checker is told the bytes of a file and says at the end what they are worth.
+type checker interface {
+	repo.WALCheck
+	Warnings() []string
+}
+
+// identify finds the cluster that the file belongs to and the check that its
+// kind asks for.
+func (p *Pusher) identify(name postgres.WALFile, file *os.File, size int64, owner *postgres.Control) (repo.ClusterID, checker, error) {
+	known := p.Cluster
+	if owner != nil {
+		if known != 0 && known != repo.ClusterID(owner.SystemIdentifier) {
+			return 0, nil, errs.New(errs.Foreign, "Remove --system-identifier, or archive the files of that cluster.",
+				"%s belongs to cluster %d, not to %s", name.Name, owner.SystemIdentifier, known)
+		}
+		known = repo.ClusterID(owner.SystemIdentifier)
+	}
+	if name.Kind == postgres.WALSegment || name.Kind == postgres.WALPartial {
+		head := make([]byte, 64)
+		if _, err := file.ReadAt(head, 0); err != nil {
+			return 0, nil, errs.Wrap(err, errs.Damaged, segmentHint, "%s is not a whole WAL segment", name.Name)
+		}
+		check := postgres.NewSegmentChecker(name, size, uint64(known))
+		if known == 0 {
+			h, err := postgres.ParsePageHeader(head)
+			if err != nil {
+				return 0, nil, errs.Wrap(err, errs.Damaged, segmentHint, "read header of %s", name.Name)
+			}
+			known = repo.ClusterID(h.SystemID)
+		}
+		return known, &segmentCheck{check, name.Name}, nil
+	}
+	if known == 0 {
+		return 0, nil, errs.New(errs.Usage,
+			"Call it with the path below the data directory (archive_command does), or give --system-identifier.",
+			"cannot tell which cluster %s belongs to: there is no global/pg_control above its directory", name.Name)
+	}
+	return known, &textCheck{name: name}, nil
+}
+
+const segmentHint = "Nothing was archived. If the server made this file, look at its log for disk errors; if it came from elsewhere, it does not belong into this archive."
+
+// segmentCheck turns the verdict on a segment into advice.
+type segmentCheck struct {
+	*postgres.SegmentChecker
+	name string
+}
+
+func (c *segmentCheck) Write(b []byte) (int, error) {
+	n, err := c.SegmentChecker.Write(b)
+	return n, c.explain(err)
+}
+
+func (c *segmentCheck) Close() error { return c.explain(c.SegmentChecker.Close()) }
+
+func (c *segmentCheck) explain(err error) error {
+	if err == nil {
+		return nil
+	}
+	kind := errs.Damaged
+	if errors.Is(err, postgres.ErrForeign) {
+		kind = errs.Foreign
+	}
+	return errs.Wrap(err, kind, segmentHint, "%s was refused", c.name)
+}
+
+// maxText bounds history and backup history files.
+const maxText = 1 << 20
+
+// textCheck refuses a history or backup history file that recovery could not
+// read.
+type textCheck struct {
+	name postgres.WALFile
+	buf  bytes.Buffer
+}
+
+func (c *textCheck) Write(b []byte) (int, error) {
+	if c.buf.Len()+len(b) > maxText {
+		return 0, errs.New(errs.Damaged, segmentHint, "%s is larger than %d bytes", c.name.Name, maxText)
+	}
+	return c.buf.Write(b)
+}
+
+func (c *textCheck) Close() error {
+	var err error
+	if c.name.Kind == postgres.WALHistory {
+		_, err = postgres.ParseHistory(c.name.Timeline, c.buf.Bytes())
+	} else if !bytes.HasPrefix(c.buf.Bytes(), []byte("START WAL LOCATION: ")) {
+		err = errors.New("it does not begin with START WAL LOCATION")
+	}
+	return errs.Wrap(err, errs.Damaged, segmentHint, "%s was refused", c.name.Name)
+}
+
+func (c *textCheck) Warnings() []string { return nil }
+
+// ownerOf reads the control file of the data directory whose pg_wal holds the
+// file, or nil if there is none: the directory above the file's, by name, so
+// that a pg_wal that is a symbolic link is found through the data directory.
+func ownerOf(ctx context.Context, path string) (*postgres.Control, error) {
+	pgdata := filepath.Join(filepath.Dir(path), "..")
+	control, _, err := postgres.ReadControl(ctx, pgdata)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read control file of %s: %w", pgdata, err)
+	}
+	return control, nil
+}
