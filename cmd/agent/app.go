@@ -1,0 +1,242 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"runtime"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"walagent/internal/compress"
+	"walagent/internal/config"
+	"walagent/internal/crypto"
+	"walagent/internal/errs"
+	"walagent/internal/repo"
+	"walagent/internal/storage"
+	"walagent/internal/storage/decorate"
+	"walagent/internal/storage/fs"
+)
+
+// app is what all commands share.
+type app struct {
+	stdout, stderr io.Writer
+	configPath     string
+	log            *slog.Logger
+	jsonLog        bool
+	requests       *decorate.Counter
+}
+
+func newApp(stdout, stderr io.Writer) *app {
+	return &app{
+		stdout: stdout, stderr: stderr,
+		log: slog.New(slog.NewTextHandler(stderr, nil)),
+	}
+}
+
+// root builds the command tree. Every option of the configuration is a flag of
+// every command.
+func (a *app) root() *cobra.Command {
+	root := &cobra.Command{
+		Use:           "agent",
+		Short:         "WAL archiver and backup agent for PostgreSQL",
+		Long:          longHelp,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Version:       version,
+	}
+	root.SetOut(a.stdout)
+	root.SetErr(a.stderr)
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return errs.Wrap(err, errs.Usage, "See: agent help "+cmd.Name(), "read the command line")
+	})
+	flags := root.PersistentFlags()
+	flags.StringVar(&a.configPath, "config", "", "configuration file (AGENT_CONFIG; default "+config.DefaultFile+" if it exists)")
+	for _, o := range config.Options() {
+		if o.Flag != "" {
+			flags.String(o.Flag, "", o.Help)
+		}
+	}
+	root.AddGroup(
+		&cobra.Group{ID: "wal", Title: "Archiving, called by PostgreSQL:"},
+		&cobra.Group{ID: "backup", Title: "Backup and restore:"},
+		&cobra.Group{ID: "setup", Title: "Setting up:"},
+	)
+	root.AddCommand(
+		a.walPush(), a.walFetch(),
+		a.backupPush(), a.backupFetch(), a.backupList(), a.backupShow(),
+		a.repoCommand(), a.keygen(), a.configCommand(), a.versionCommand(),
+	)
+	root.SetHelpCommandGroupID("setup")
+	root.SetCompletionCommandGroupID("setup")
+	return root
+}
+
+const longHelp = `agent archives the WAL of PostgreSQL and takes backups, to a repository that
+several servers may share, and restores them to any moment.
+
+  1. Make a repository:   agent repo init --repository /backup
+  2. In postgresql.conf:  archive_mode = on
+                          archive_command = 'agent wal-push %p'
+     (with AGENT_REPOSITORY in the server's environment, the repository in
+     /etc/agent/agent.yaml, or --repository in the command)
+  3. Take backups:        agent backup-push
+  4. Restore:             agent backup-fetch DIRECTORY
+     or to a moment:      agent backup-fetch DIRECTORY --target-time '2026-11-20 14:29:00+00'
+
+Settings come from a YAML file, the environment (AGENT_...) and flags, in rising
+priority; agent config show prints them. The connection to the server follows
+libpq (PGHOST, PGPORT, PGUSER, PGSERVICE, .pgpass).`
+
+// load reads the configuration and sets up logging by it.
+func (a *app) load(cmd *cobra.Command) (*config.Config, error) {
+	home, err := os.UserHomeDir()
+	if err != nil {
+		home = "" // only needed for paths that begin with ~
+	}
+	cfg, err := config.Load(config.Input{
+		Flags: changedFlags(cmd), Env: os.LookupEnv, Environ: os.Environ(), ReadFile: os.ReadFile,
+		Config: a.configPath, NumCPU: runtime.NumCPU(), Home: home,
+	})
+	if err != nil {
+		return nil, err
+	}
+	options := &slog.HandlerOptions{Level: cfg.LogLevel}
+	if a.jsonLog = cfg.LogFormat == config.LogJSON; a.jsonLog {
+		a.log = slog.New(slog.NewJSONHandler(a.stderr, options))
+	} else {
+		a.log = slog.New(slog.NewTextHandler(a.stderr, options))
+	}
+	for _, w := range cfg.Warnings() {
+		a.log.Warn(w)
+	}
+	if cfg.StateDir == "" {
+		cfg.StateDir, err = config.DefaultStateDir(os.LookupEnv, isDir)
+	}
+	return cfg, err
+}
+
+// changedFlags are the options that were given as flags.
+func changedFlags(cmd *cobra.Command) map[string]string {
+	ours := make(map[string]bool)
+	for _, o := range config.Options() {
+		ours[o.Flag] = true
+	}
+	set := make(map[string]string)
+	cmd.Flags().Visit(func(f *pflag.Flag) {
+		if ours[f.Name] {
+			set[f.Name] = f.Value.String()
+		}
+	})
+	return set
+}
+
+func isDir(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.IsDir()
+}
+
+// open opens the configured repository.
+func (a *app) open(ctx context.Context, cfg *config.Config) (*repo.Repository, error) {
+	bucket, err := a.bucket(ctx, cfg, fs.Open)
+	if err != nil {
+		return nil, err
+	}
+	return a.repository(ctx, cfg, bucket)
+}
+
+// bucket connects to the store and puts the decorators around it: retries,
+// outermost, count as requests each.
+func (a *app) bucket(ctx context.Context, cfg *config.Config, local func(context.Context, string) (*fs.Bucket, error)) (storage.Bucket, error) {
+	if err := cfg.NeedRepository(); err != nil {
+		return nil, err
+	}
+	scheme, _, path, err := storage.ParseURL(cfg.Repository)
+	if err != nil {
+		return nil, err
+	}
+	if scheme != storage.SchemeFile {
+		return nil, errs.New(errs.Config, "Use a local or NFS directory, as file:///path.", "repositories on %s:// are not supported by this version", scheme)
+	}
+	base, err := local(ctx, path)
+	if err != nil {
+		return nil, err
+	}
+	a.requests = decorate.Count(base)
+	var b storage.Bucket = a.requests
+	if cfg.Bandwidth > 0 {
+		b = decorate.Bandwidth(b, cfg.Bandwidth, cfg.Bandwidth)
+	}
+	return decorate.Retry(b, decorate.RetryOptions{Log: a.log}), nil
+}
+
+// repository makes the handle with the keys of the configuration.
+func (a *app) repository(ctx context.Context, cfg *config.Config, bucket storage.Bucket) (*repo.Repository, error) {
+	codec, err := compress.Parse(cfg.Compression)
+	if err != nil {
+		return nil, err
+	}
+	keys := repo.Keys{Identities: crypto.NewIdentities(ctx, crypto.Sources{
+		File: cfg.IdentityFile, Text: cfg.Identity, Command: cfg.IdentityCommand,
+	})}
+	for _, class := range []struct {
+		values []string
+		to     *crypto.Recipients
+	}{{cfg.Recipients, &keys.Data}, {cfg.RecipientsWAL, &keys.WAL}, {cfg.RecipientsMeta, &keys.Meta}} {
+		if *class.to, err = crypto.ParseRecipients(class.values); err != nil {
+			return nil, err
+		}
+	}
+	return repo.New(bucket, repo.Options{
+		Keys: keys, Codec: codec, Pins: repo.NewPins(cfg.StateDir), Log: a.log, Now: time.Now, Version: version,
+	}), nil
+}
+
+// localRepository is the directory of a repository in a local folder, or "".
+func localRepository(cfg *config.Config) string {
+	scheme, _, path, err := storage.ParseURL(cfg.Repository)
+	if err != nil || scheme != storage.SchemeFile {
+		return ""
+	}
+	return path
+}
+
+// clusterFlag adds --system-identifier, for repositories of several clusters.
+func clusterFlag(cmd *cobra.Command, to *uint64) {
+	cmd.Flags().Uint64Var(to, "system-identifier", 0, "the cluster, where the repository holds several (pg_controldata shows it)")
+}
+
+func exactArgs(n int, usage string) cobra.PositionalArgs { return rangeArgs(n, n, usage) }
+
+func rangeArgs(low, high int, usage string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) < low || len(args) > high {
+			return errs.New(errs.Usage, "See: agent help "+cmd.Name(), "usage: agent %s", usage)
+		}
+		return nil
+	}
+}
+
+// fprint writes to the user; a closed pipe is the reader's choice.
+func fprint(w io.Writer, format string, args ...any) error {
+	if _, err := fmt.Fprintf(w, format, args...); err != nil && !errors.Is(err, os.ErrClosed) {
+		return fmt.Errorf("write output: %w", err)
+	}
+	return nil
+}
+
+// shellQuote makes a word of a shell command, for restore_command, where a
+// percent sign is special to PostgreSQL besides.
+func shellQuote(s string) string {
+	s = strings.ReplaceAll(s, "%", "%%")
+	if s != "" && strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789%+,-./:=@_") == "" {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}

@@ -1,0 +1,213 @@
+package main
+
+import (
+	"errors"
+	"time"
+
+	"github.com/dustin/go-humanize"
+	"github.com/spf13/cobra"
+
+	"walagent/internal/backup"
+	"walagent/internal/compress"
+	"walagent/internal/config"
+	"walagent/internal/errs"
+	"walagent/internal/host"
+	"walagent/internal/repo"
+	"walagent/internal/report"
+	"walagent/internal/wal"
+)
+
+func (a *app) backupPush() *cobra.Command {
+	var concurrent, asJSON bool
+	cmd := &cobra.Command{
+		Use:     "backup-push [PGDATA]",
+		GroupID: "backup",
+		Short:   "Take a backup of the running server",
+		Long: `Takes a full backup of the running server, on its host and as its user. Finds the
+server by libpq's variables (PGHOST, PGPORT, PGUSER, ...) or the connection
+setting. PGDATA, if given, must be the data directory that the server reports.
+
+Page checksums are checked while reading. A backup with damaged pages is made
+and marked, and the command ends with status 13.
+
+The backup exists when its WAL has been archived and backup.json is written,
+last of all. Ctrl-C or kill -9 leave the server out of backup mode, and no
+backup.`,
+		Args: rangeArgs(0, 1, "backup-push [PGDATA]"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			cfg, err := a.load(cmd)
+			if err != nil {
+				return err
+			}
+			if len(args) == 1 {
+				cfg.DataDirectory = args[0]
+			}
+			r, err := a.open(cmd.Context(), cfg)
+			if err != nil {
+				return err
+			}
+			opts, err := a.backupOptions(cfg)
+			if err != nil {
+				return err
+			}
+			opts.AllowConcurrent = concurrent
+			progress := a.progress()
+			opts.Progress = func(p backup.Progress) {
+				progress.update(p.Phase, p.Read, p.Total, p.Elapsed, "stored", humanize.IBytes(uint64(p.Stored)))
+			}
+			res, err := backup.Run(cmd.Context(), r, opts)
+			progress.end()
+			if res == nil {
+				return err
+			}
+			return errors.Join(err, a.pushSummary(res, asJSON))
+		},
+	}
+	cmd.Flags().BoolVar(&concurrent, "allow-concurrent", false, "do not refuse while another backup of this cluster is being made")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print the backup as a JSON object")
+	return cmd
+}
+
+func (a *app) backupOptions(cfg *config.Config) (backup.Options, error) {
+	codec, err := compress.Parse(cfg.Compression)
+	if err != nil {
+		return backup.Options{}, err
+	}
+	self, err := host.Read()
+	if err != nil {
+		return backup.Options{}, err
+	}
+	label := cfg.Label
+	if label == "" {
+		label = "agent backup-push"
+	}
+	return backup.Options{
+		ConnInfo: cfg.Connection, DataDir: cfg.DataDirectory, Label: label,
+		Spread: cfg.Checkpoint == config.CheckpointSpread, Concurrency: cfg.Concurrency, Codec: codec,
+		ReadRate: cfg.ReadRate, WALTimeout: cfg.WALTimeout, StateDir: cfg.StateDir,
+		RepositoryDir: localRepository(cfg), Host: self, Log: a.log, Now: time.Now, Version: version,
+	}, nil
+}
+
+func (a *app) pushSummary(res *backup.Result, asJSON bool) error {
+	b := res.Backup
+	if asJSON {
+		return report.ShowJSON(a.stdout, b)
+	}
+	d := report.Of(b)
+	return fprint(a.stdout, `backup %s is complete
+  %s files, %s (%s read), %s stored, ratio %.1f, in %s
+  start %s, stop %s, timeline %d, WAL %s to %s
+  requests: %s
+`, d.Name, humanize.Comma(d.Files), humanize.IBytes(uint64(d.DataBytes)), humanize.IBytes(uint64(res.BytesRead)),
+		humanize.IBytes(uint64(d.StoredBytes)), d.Ratio, res.Elapsed.Round(10*time.Millisecond),
+		d.StartLSN, d.StopLSN, d.Timeline, d.StartWAL, d.StopWAL, a.requests.Counts())
+}
+
+func (a *app) backupList() *cobra.Command {
+	var cluster uint64
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:     "backup-list",
+		GroupID: "backup",
+		Short:   "List the backups, the oldest first",
+		Args:    exactArgs(0, "backup-list [--json]"),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := a.load(cmd)
+			if err != nil {
+				return err
+			}
+			r, err := a.open(cmd.Context(), cfg)
+			if err != nil {
+				return err
+			}
+			if err := r.Check(cmd.Context()); err != nil {
+				return err
+			}
+			ids := []repo.ClusterID{repo.ClusterID(cluster)}
+			if cluster == 0 {
+				if ids, err = r.Clusters(cmd.Context()); err != nil {
+					return err
+				}
+			}
+			var backups []*repo.Backup
+			for _, id := range ids {
+				of, err := r.Backups(cmd.Context(), id)
+				if err != nil {
+					return err
+				}
+				report.Sort(of)
+				backups = append(backups, of...)
+			}
+			if asJSON {
+				return report.JSON(a.stdout, backups)
+			}
+			if len(backups) == 0 {
+				a.log.Info("there are no backups", "repository", r.String())
+			}
+			return report.Table(a.stdout, backups)
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print an array of objects")
+	clusterFlag(cmd, &cluster)
+	return cmd
+}
+
+func (a *app) backupShow() *cobra.Command {
+	var cluster uint64
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:     "backup-show NAME|LATEST",
+		GroupID: "backup",
+		Short:   "Show one backup in detail",
+		Args:    exactArgs(1, "backup-show NAME|LATEST [--json]"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			cfg, err := a.load(cmd)
+			if err != nil {
+				return err
+			}
+			r, err := a.open(cmd.Context(), cfg)
+			if err != nil {
+				return err
+			}
+			id, err := chooseCluster(cmd, r, cluster)
+			if err != nil {
+				return err
+			}
+			b, err := findBackup(cmd, r, id, args[0])
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return report.ShowJSON(a.stdout, b)
+			}
+			return report.Show(a.stdout, b)
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print an object")
+	clusterFlag(cmd, &cluster)
+	return cmd
+}
+
+// chooseCluster is the one that was named, or the only one there is.
+func chooseCluster(cmd *cobra.Command, r *repo.Repository, given uint64) (repo.ClusterID, error) {
+	if err := r.Check(cmd.Context()); err != nil {
+		return 0, err
+	}
+	if given != 0 {
+		return repo.ClusterID(given), nil
+	}
+	return wal.OnlyCluster(cmd.Context(), r)
+}
+
+func findBackup(cmd *cobra.Command, r *repo.Repository, id repo.ClusterID, name string) (*repo.Backup, error) {
+	if name != "LATEST" {
+		n, err := repo.ParseBackupName(name)
+		if err != nil {
+			return nil, errs.Wrap(err, errs.Usage, "See what there is with: agent backup-list", "show backup")
+		}
+		return r.LoadBackup(cmd.Context(), id, n)
+	}
+	choice, err := latest(cmd, r, id)
+	return choice.Backup, err
+}
