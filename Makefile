@@ -59,16 +59,16 @@ vet: go-present
 
 .PHONY: lint
 lint: go-present ## Run the linters of .golangci.yml
-	$(tools); golangci-lint run ./...
+	@$(tools); golangci-lint run ./...
 	@! grep -rn --include='*.go' '//\s*nolint' . || { echo "the linters are not to be silenced" >&2; exit 1; }
 
 .PHONY: fmt
 fmt: go-present ## Format the source
-	$(tools); $(gofiles) | xargs -0 gofumpt -w
+	@$(tools); $(gofiles) | xargs -0 gofumpt -w
 
 .PHONY: fmt-check
 fmt-check: go-present
-	$(tools); bad=$$($(gofiles) | xargs -0 gofumpt -l); \
+	@$(tools); bad=$$($(gofiles) | xargs -0 gofumpt -l); \
 	if [ -n "$$bad" ]; then echo "not formatted, run make fmt:"; echo "$$bad"; exit 1; fi
 
 .PHONY: bench

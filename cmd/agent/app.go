@@ -171,7 +171,7 @@ func (a *app) bucket(ctx context.Context, cfg *config.Config, local func(context
 	a.requests = decorate.Count(base)
 	var b storage.Bucket = a.requests
 	if cfg.Bandwidth > 0 {
-		b = decorate.Bandwidth(b, cfg.Bandwidth, cfg.Bandwidth)
+		b = decorate.Bandwidth(b, decorate.BandwidthOptions{Up: cfg.Bandwidth, Down: cfg.Bandwidth})
 	}
 	return decorate.Retry(b, decorate.RetryOptions{Log: a.log}), nil
 }

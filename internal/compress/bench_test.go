@@ -12,7 +12,7 @@ func benchmarkData() map[string][]byte {
 
 func BenchmarkAppendFrame(b *testing.B) {
 	for name, raw := range benchmarkData() {
-		for _, s := range settings() {
+		for _, s := range append(settings(), highest()...) {
 			b.Run(s.String()+"/"+name, func(b *testing.B) {
 				e := newEncoder(b, s)
 				dst := make([]byte, 0, 2*MaxFrame)

@@ -26,7 +26,7 @@ func object(t testing.TB, s Setting, raw []byte, frameSize int) []byte {
 }
 
 func TestReader(t *testing.T) {
-	raw := pageLike(3*MaxFrame + 12345)
+	raw := pageLike(MaxFrame + 12345)
 	for _, s := range settings() {
 		stored := object(t, s, raw, MaxFrame)
 		for name, src := range map[string]io.Reader{
@@ -63,7 +63,7 @@ func TestReaderContract(t *testing.T) {
 
 // What our encoder wrote is read by the standard tools, and by us in turn.
 func TestToolsReadOurs(t *testing.T) {
-	raw := pageLike(2*MaxFrame + 777)
+	raw := pageLike(MaxFrame + 777)
 	for _, s := range settings() {
 		tool := toolOf(s.Method)
 		if got := runTool(t, object(t, s, raw, MaxFrame), tool, "-d", "-c"); !bytes.Equal(got, raw) {

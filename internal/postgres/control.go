@@ -19,8 +19,8 @@ const ControlFileSize = 8192
 // ControlPath is where the control file lies in a data directory.
 const ControlPath = "global/pg_control"
 
-// ErrControlCRC: the checksum of pg_control is wrong. Of a running server that
-// is most likely a read in the middle of a write.
+// ErrControlCRC is a pg_control whose checksum is wrong. Of a running server
+// that is most likely a read in the middle of a write.
 var ErrControlCRC = errors.New("checksum of pg_control is wrong")
 
 // ControlState is the state of the cluster (DBState in

@@ -9,7 +9,7 @@ import (
 
 func TestParseLSN(t *testing.T) {
 	for in, want := range map[string]LSN{
-		"0/0": 0, "0/00A1B2": 0xA1B2, "1/0": 1 << 32, "16/B374D848": 0x16B374D848, "00000016/0b374d848"[:17]: 0x160b374d84,
+		"0/0": 0, "0/00A1B2": 0xA1B2, "1/0": 1 << 32, "16/B374D848": 0x16B374D848, "00000016/0b374d84": 0x160b374d84,
 		"FFFFFFFF/FFFFFFFF": 1<<64 - 1, "a/b": 0xA0000000B,
 	} {
 		got, err := ParseLSN(in)
@@ -101,4 +101,19 @@ func TestParseTimeline(t *testing.T) {
 			t.Errorf("ParseTimelineHex(%q) = %d; want an error", in, got)
 		}
 	}
+}
+
+func FuzzParseLSN(f *testing.F) {
+	f.Add("0/900028")
+	f.Add("FFFFFFFF/FFFFFFFF")
+	f.Add("0/00a1b2")
+	f.Fuzz(func(t *testing.T, s string) {
+		l, err := ParseLSN(s)
+		if err != nil {
+			return
+		}
+		if back, err := ParseLSN(l.String()); err != nil || back != l || len(s) > 17 || len(l.String()) > len(s) {
+			t.Fatalf("%q is %v, which is %v, %v", s, l, back, err)
+		}
+	})
 }

@@ -101,6 +101,7 @@ func (c *SegmentChecker) Close() error {
 	return nil
 }
 
+// fail keeps the first error.
 func (c *SegmentChecker) fail(offset int64, sentinel error, field, expected, seen string) error {
 	c.err = &SegmentError{Name: c.name.Name, Offset: offset, Field: field, Expected: expected, Seen: seen, Err: sentinel}
 	return c.err
@@ -114,44 +115,49 @@ func (c *SegmentChecker) check(offset int64, head []byte) error {
 	// A long header where there should be none is refused by its flag, so its
 	// additional fields are not needed.
 	h := parseShortHeader(head)
-	field, expected, seen := c.difference(offset, h)
+	d := c.differs(offset, h)
 	switch {
-	case field == "":
+	case d == nil:
 		c.last = max(c.last, h.Timeline)
 		return nil
 	case c.name.Kind == WALPartial:
 		c.done = true
 		return nil
 	default:
-		return c.fail(offset, ErrTorn, field, expected, seen)
+		return c.fail(offset, ErrTorn, d.field, d.expected, d.seen)
 	}
 }
 
-// difference names the first thing about a later page's header that does not
-// fit, or returns an empty field.
-func (c *SegmentChecker) difference(offset int64, h PageHeader) (field, expected, seen string) {
+// difference is the first thing about a header that does not fit.
+type difference struct {
+	sentinel              error
+	field, expected, seen string
+}
+
+func torn(field, expected, seen string) *difference {
+	return &difference{ErrTorn, field, expected, seen}
+}
+
+// differs looks at a header that is not the first one. Nil: it fits.
+func (c *SegmentChecker) differs(offset int64, h PageHeader) *difference {
 	_, known := MagicMajor(c.first.Magic)
 	want := c.start + LSN(offset)
 	switch {
 	case h.Empty():
 		c.empty = true
-		return "", "", ""
+		return nil
 	case c.empty:
-		return "page header", "zeros, as on the pages before", describe(h)
+		return torn("page header", "zeros, as on the pages before", fmt.Sprintf("magic %04X, address %s", h.Magic, h.Addr))
 	case h.Magic != c.first.Magic:
-		return "page magic", fmt.Sprintf("%04X", c.first.Magic), fmt.Sprintf("%04X", h.Magic)
+		return torn("page magic", fmt.Sprintf("%04X", c.first.Magic), fmt.Sprintf("%04X", h.Magic))
 	case h.Addr != want:
-		return "page address", want.String(), h.Addr.String()
+		return torn("page address", want.String(), h.Addr.String())
 	case h.Timeline < c.last || h.Timeline > c.name.Timeline:
-		return "page timeline", fmt.Sprintf("%d to %d", c.last, c.name.Timeline), fmt.Sprintf("%d", h.Timeline)
+		return torn("page timeline", fmt.Sprintf("%d to %d", c.last, c.name.Timeline), fmt.Sprintf("%d", h.Timeline))
 	case known && (h.Flags&PageLongHeader != 0 || h.Flags&^pageFlagsKnown != 0):
-		return "page flags", "those of a page inside a segment", fmt.Sprintf("%04X", uint16(h.Flags))
+		return torn("page flags", "those of a page inside a segment", fmt.Sprintf("%04X", uint16(h.Flags)))
 	}
-	return "", "", ""
-}
-
-func describe(h PageHeader) string {
-	return fmt.Sprintf("magic %04X, address %s", h.Magic, h.Addr)
+	return nil
 }
 
 // checkFirst judges the long header, from which the rest of the rules follows.
@@ -164,17 +170,15 @@ func (c *SegmentChecker) checkFirst(head []byte) error {
 		return c.fail(0, ErrNotWAL, err.Error(), "", "")
 	}
 	major, known := MagicMajor(h.Magic)
-	sentinel, field, expected, seen := c.firstDifference(h)
-	if !known && sentinel != nil {
-		return c.refuseUnknown(h, field, expected, seen)
-	}
-	if sentinel != nil {
-		return c.fail(0, sentinel, field, expected, seen)
-	}
-	if known && h.Flags&^pageFlagsKnown != 0 {
+	d := c.firstDiffers(h)
+	switch {
+	case d != nil && !known:
+		return c.refuseUnknown(h, d)
+	case d != nil:
+		return c.fail(0, d.sentinel, d.field, d.expected, d.seen)
+	case known && h.Flags&^pageFlagsKnown != 0:
 		return c.fail(0, ErrTorn, "page flags", fmt.Sprintf("those of PostgreSQL %d", major), fmt.Sprintf("%04X", uint16(h.Flags)))
-	}
-	if !known {
+	case !known:
 		c.warnings = append(c.warnings, fmt.Sprintf("%s: the WAL page format %04X is of no PostgreSQL major from %d to %d; "+
 			"page addresses and system identifier are consistent, so the file is taken as it is", c.name.Name, h.Magic, MinMajor, MaxMajor))
 	}
@@ -182,43 +186,43 @@ func (c *SegmentChecker) checkFirst(head []byte) error {
 	return nil
 }
 
-func (c *SegmentChecker) refuseUnknown(h PageHeader, field, expected, seen string) error {
+func (c *SegmentChecker) refuseUnknown(h PageHeader, d *difference) error {
 	if h.Empty() {
 		return c.fail(0, ErrNotWAL, "page header", "that of a WAL segment", "zeros")
 	}
 	if major, ok := MagicMajor(bits.ReverseBytes16(h.Magic)); ok {
 		return c.fail(0, ErrNotWAL, "byte order", "little-endian", fmt.Sprintf("big-endian WAL of PostgreSQL %d", major))
 	}
-	return c.fail(0, ErrNotWAL, fmt.Sprintf("unknown page magic %04X, and %s", h.Magic, field), expected, seen)
+	return c.fail(0, ErrNotWAL, fmt.Sprintf("unknown page magic %04X, and %s", h.Magic, d.field), d.expected, d.seen)
 }
 
-// firstDifference names the first thing about the long header that does not
-// fit, in the order in which a reader understands most. A nil sentinel is none.
-func (c *SegmentChecker) firstDifference(h PageHeader) (sentinel error, field, expected, seen string) {
+// firstDiffers looks at the long header, in the order in which a reader
+// understands most. Nil: it fits.
+func (c *SegmentChecker) firstDiffers(h PageHeader) *difference {
 	if h.Flags&PageLongHeader == 0 {
-		return ErrTorn, "page header", "the long form on a segment's first page", "the short form"
+		return torn("page header", "the long form on a segment's first page", "the short form")
 	}
 	if h.BlockSize != WALBlockSize {
-		return ErrNotWAL, "WAL block size", fmt.Sprintf("%d bytes, the only one supported", WALBlockSize), fmt.Sprintf("%d", h.BlockSize)
+		return &difference{ErrNotWAL, "WAL block size", fmt.Sprintf("%d bytes, the only one supported", WALBlockSize), fmt.Sprintf("%d", h.BlockSize)}
 	}
 	if c.sys != 0 && h.SystemID != c.sys {
-		return ErrForeign, "system identifier", fmt.Sprintf("%d", c.sys), fmt.Sprintf("%d", h.SystemID)
+		return &difference{ErrForeign, "system identifier", fmt.Sprintf("%d", c.sys), fmt.Sprintf("%d", h.SystemID)}
 	}
 	if !h.SegmentSize.Valid() {
-		return ErrNotWAL, "segment size in the header", "a power of two from 1 MiB to 1 GiB", fmt.Sprintf("%d bytes", uint32(h.SegmentSize))
+		return &difference{ErrNotWAL, "segment size in the header", "a power of two from 1 MiB to 1 GiB", fmt.Sprintf("%d bytes", uint32(h.SegmentSize))}
 	}
 	if c.size != int64(h.SegmentSize) {
-		return ErrTorn, "file size", fmt.Sprintf("%d bytes as the header says", uint32(h.SegmentSize)), fmt.Sprintf("%d", c.size)
+		return torn("file size", fmt.Sprintf("%d bytes as the header says", uint32(h.SegmentSize)), fmt.Sprintf("%d", c.size))
 	}
 	seg, err := c.name.Segment(h.SegmentSize)
 	if err != nil {
-		return ErrNotWAL, "file name", fmt.Sprintf("one of segments of %s", h.SegmentSize), c.name.Name
+		return &difference{ErrNotWAL, "file name", fmt.Sprintf("one of segments of %s", h.SegmentSize), c.name.Name}
 	}
 	if want := seg.Start(h.SegmentSize); h.Addr != want {
-		return ErrTorn, "page address", want.String(), h.Addr.String()
+		return torn("page address", want.String(), h.Addr.String())
 	}
 	if h.Timeline == 0 || h.Timeline > c.name.Timeline {
-		return ErrTorn, "page timeline", fmt.Sprintf("1 to %d", c.name.Timeline), fmt.Sprintf("%d", h.Timeline)
+		return torn("page timeline", fmt.Sprintf("1 to %d", c.name.Timeline), fmt.Sprintf("%d", h.Timeline))
 	}
-	return nil, "", "", ""
+	return nil
 }

@@ -32,7 +32,8 @@ func checkSegment(t testing.TB, name string, data []byte, sysid uint64, chunk in
 			t.Fatalf("Write returned %d of %d bytes", n, len(part))
 		}
 	}
-	return c, c.Close()
+	err := c.Close()
+	return c, err
 }
 
 func TestSegmentCheckerFixtures(t *testing.T) {
@@ -287,6 +288,24 @@ func TestParsePageHeaderShort(t *testing.T) {
 	if h, err := ParsePageHeader(make([]byte, 24)); err != nil || !h.Empty() || h.Size() != 24 {
 		t.Fatalf("%+v, %v", h, err)
 	}
+}
+
+func FuzzParsePageHeader(f *testing.F) {
+	good := load(f, "pg15", "00000001000000000000000B.zst")
+	f.Add(good[:40])
+	f.Add(good[8192 : 8192+24])
+	f.Fuzz(func(t *testing.T, b []byte) {
+		h, err := ParsePageHeader(b)
+		if err != nil {
+			if h != (PageHeader{}) || len(b) >= 40 {
+				t.Fatalf("%+v, %v", h, err)
+			}
+			return
+		}
+		if h.Size() > len(b) || binary.LittleEndian.Uint16(b) != h.Magic || LSN(binary.LittleEndian.Uint64(b[8:])) != h.Addr {
+			t.Fatalf("%+v", h)
+		}
+	})
 }
 
 func FuzzSegmentChecker(f *testing.F) {

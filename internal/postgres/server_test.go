@@ -31,7 +31,8 @@ func TestPreflight(t *testing.T) {
 		{"no command", func(i *Info) { i.ArchiveCommand = "" }, []string{"archive_command is empty"}, []string{"reload"}},
 		{
 			"both", func(i *Info) { i.ArchiveMode = "off"; i.WALLevel = "minimal" },
-			[]string{"wal_level is minimal", "archive_mode is off"}, []string{"wal_level = replica", "archive_mode = on"},
+			[]string{"wal_level is minimal", "archive_mode is off"},
+			[]string{"wal_level = replica", "archive_mode = on"},
 		},
 		{"standby without images", func(i *Info) { i.InRecovery = true; i.FullPageWrites = false }, []string{"full_page_writes = off"}, []string{"on the primary"}},
 		{"major", func(i *Info) { i.Major = 12 }, []string{"PostgreSQL 12 is not supported, 13 to 18 are"}, []string{"version of the agent"}},

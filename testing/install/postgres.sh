@@ -29,11 +29,19 @@ installed() {
 	[ "$(dpkg-query -W -f='${db:Status-Abbrev}' "$1" 2>/dev/null | cut -c1-2)" = ii ]
 }
 
-# apt_install installs Debian packages without a question.
-apt_install() {
+# apt runs apt-get without a question, and shows what it says only if it fails.
+apt() {
+	local log status=0
+	log=$(mktemp)
 	retry as_root env DEBIAN_FRONTEND=noninteractive apt-get \
 		-o DPkg::Lock::Timeout=300 -o Dpkg::Options::=--force-confold \
-		-qq -y --no-install-recommends install "$@" >&2 || die "apt-get could not install: $*"
+		-qq -y --no-install-recommends "$@" >"$log" 2>&1 || status=$?
+	if [ "$status" -ne 0 ]; then
+		cat "$log" >&2
+		rm -f "$log"
+		die "apt-get failed: $*"
+	fi
+	rm -f "$log"
 }
 
 # debian installs those of the given packages that are missing.
@@ -47,15 +55,15 @@ debian() {
 	fi
 	command -v apt-get >/dev/null || die "not a Debian system; install by hand: ${missing[*]}"
 	say "Debian packages: ${missing[*]}"
-	retry as_root apt-get -o DPkg::Lock::Timeout=300 -qq update >&2 || die "apt-get update failed"
+	apt update
 
 	# Without this the server package makes and starts a cluster of its own.
 	if ! installed postgresql-15; then
-		apt_install postgresql-common
+		apt install postgresql-common
 		as_root sed -i -e '/^#*create_main_cluster/d' -e '$ a create_main_cluster = false' \
 			/etc/postgresql-common/createcluster.conf
 	fi
-	apt_install "${missing[@]}"
+	apt install "${missing[@]}"
 }
 
 # npm_server puts one server into the cache: npm_server MAJOR VERSION. It is

@@ -102,5 +102,5 @@ func (t *throttled) wait(n int) error {
 	if _, has := t.ctx.Deadline(); has && t.ctx.Err() == nil {
 		return context.DeadlineExceeded
 	}
-	return context.Cause(t.ctx)
+	return ended(t.ctx)
 }

@@ -36,8 +36,11 @@ func (r *resuming) Read(p []byte) (int, error) {
 			r.off += int64(n)
 			r.left -= int64(n)
 		}
+		if err == io.EOF && r.left > 0 {
+			err = io.ErrUnexpectedEOF
+		}
 		switch {
-		case err == nil || errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF):
+		case err == nil || err == io.EOF:
 			return n, err
 		case n > 0:
 			// Give what there is; the break is dealt with by the next Read.

@@ -124,12 +124,18 @@ func (t *tries) again(ctx context.Context, err error) error {
 	}
 }
 
-// stopped is the error of a context that ended between two tries.
+// stopped is the error of an operation whose context ended between two tries.
 func (t *tries) stopped(ctx context.Context, err error) error {
-	return &storage.Error{
-		Op: t.op, Bucket: t.r.Bucket.String(), Key: t.key,
-		Err: fmt.Errorf("%w after %d tries; the last error was: %w", context.Cause(ctx), t.n, errors.Join(ctx.Err(), err)),
+	return fmt.Errorf("%w after %d tries, the last of which gave: %w", ended(ctx), t.n, err)
+}
+
+// ended is why a context is done.
+func ended(ctx context.Context) error {
+	err, cause := ctx.Err(), context.Cause(ctx)
+	if errors.Is(cause, err) {
+		return cause
 	}
+	return fmt.Errorf("%w: %w", err, cause)
 }
 
 // try runs f until it succeeds, fails for good, or the budget is used up.
@@ -212,29 +218,31 @@ func (r *retry) Delete(ctx context.Context, keys ...string) error {
 		return r.Bucket.Delete(ctx)
 	}
 	t := r.tries("delete", keys[0])
-	var final []error
+	var final []error // of the keys that another try does not help
 	for {
 		err := r.Bucket.Delete(ctx, keys...)
 		if err == nil {
 			return errors.Join(final...)
 		}
 		passing, lasting := sortFailures(err)
-		if len(passing) == 0 && len(lasting) > 0 {
-			return errors.Join(append(final, lasting...)...)
-		}
+		final = append(final, lasting...)
 		if len(passing) > 0 {
-			keys = keys[:0:0]
+			keys = nil
 			for _, e := range passing {
 				keys = append(keys, e.Key)
 			}
-			final = append(final, lasting...)
+		} else if len(lasting) > 0 {
+			return errors.Join(final...)
 		}
 		if err := t.again(ctx, err); err != nil {
-			for _, e := range passing {
-				final = append(final, e)
+			if len(passing) == 0 {
+				final = append(final, err) // names no keys
 			}
-			if len(passing) == 0 || ctx.Err() != nil {
-				final = append(final, err)
+			for _, e := range passing {
+				if ctx.Err() != nil {
+					e = &storage.Error{Op: e.Op, Bucket: e.Bucket, Key: e.Key, Err: t.stopped(ctx, e.Err)}
+				}
+				final = append(final, e)
 			}
 			return errors.Join(final...)
 		}
