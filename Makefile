@@ -34,7 +34,7 @@ build: go-present ## Build bin/agent
 .PHONY: demo
 demo: build ## Show backup and recovery on a throw-away server
 	testing/install/postgres.sh
-	go run ./testing/demo
+	testing/demo/demo.sh
 
 .PHONY: install
 install: go-present ## Install the servers and tools that the tests need

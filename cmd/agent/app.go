@@ -54,7 +54,7 @@ func (a *app) root() *cobra.Command {
 	root.SetOut(a.stdout)
 	root.SetErr(a.stderr)
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return errs.Wrap(err, errs.Usage, "See: agent help "+cmd.Name(), "read the command line")
+		return errs.Wrap(err, errs.Usage, seeHelp(cmd), "read the command line")
 	})
 	flags := root.PersistentFlags()
 	flags.StringVar(&a.configPath, "config", "", "configuration file (AGENT_CONFIG; default "+config.DefaultFile+" if it exists)")
@@ -217,10 +217,28 @@ func exactArgs(n int, usage string) cobra.PositionalArgs { return rangeArgs(n, n
 func rangeArgs(low, high int, usage string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		if len(args) < low || len(args) > high {
-			return errs.New(errs.Usage, "See: agent help "+cmd.Name(), "usage: agent %s", usage)
+			return errs.New(errs.Usage, seeHelp(cmd), "usage: agent %s", usage)
 		}
 		return nil
 	}
+}
+
+// seeHelp is the hint for a command that was called the wrong way.
+func seeHelp(cmd *cobra.Command) string {
+	path := strings.TrimPrefix(cmd.CommandPath(), cmd.Root().Name())
+	return "See: agent help" + path
+}
+
+// group makes a command that only holds others: called alone it prints its
+// help, and a misspelt subcommand is an error, not a success.
+func group(cmd *cobra.Command) *cobra.Command {
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if len(args) > 0 {
+			return errs.New(errs.Usage, seeHelp(cmd), "unknown command %q for %q", args[0], cmd.CommandPath())
+		}
+		return cmd.Help()
+	}
+	return cmd
 }
 
 // fprint writes to the user; a closed pipe is the reader's choice.

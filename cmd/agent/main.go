@@ -59,19 +59,26 @@ func execute(args []string, stdout, stderr io.Writer) int {
 	if err != nil && ctx.Err() != nil {
 		err = errs.Wrap(err, errs.Interrupted, "", "interrupted")
 	}
+	code := exitCode(command, err)
 	if err != nil {
-		app.fail(err)
+		app.fail(err, code)
 	}
-	return exitCode(command, err)
+	return code
 }
 
-// commandOf is the name of the command that the arguments call, or "".
+// commandOf is the name of the command that the arguments call, or "". An
+// unknown flag before wal-push hides it; the archiver must get its status all
+// the same.
 func commandOf(root *cobra.Command, args []string) string {
 	cmd, _, err := root.Find(args)
-	if err != nil || cmd == root {
+	switch {
+	case err == nil && cmd != root:
+		return cmd.Name()
+	case slices.Contains(args, "wal-push") && !slices.Contains(args, "wal-fetch"):
+		return "wal-push"
+	default:
 		return ""
 	}
-	return cmd.Name()
 }
 
 func exitCode(command string, err error) int {
@@ -108,7 +115,7 @@ func (a *app) signals(command string) (context.Context, func()) {
 }
 
 // fail tells the user what happened and what to do.
-func (a *app) fail(err error) {
+func (a *app) fail(err error, code int) {
 	if errors.Is(err, wal.ErrNotFound) {
 		// The normal end of every recovery: not an error to worry about.
 		a.log.Info(err.Error())
@@ -116,7 +123,7 @@ func (a *app) fail(err error) {
 	}
 	hint := errs.HintOf(err)
 	if a.jsonLog {
-		a.log.Error(err.Error(), "hint", hint, "exit_kind", int(errs.KindOf(err)))
+		a.log.Error(err.Error(), "hint", hint, "exit_code", code)
 		return
 	}
 	fmt.Fprintf(a.stderr, "agent: error: %v\n", err)

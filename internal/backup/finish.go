@@ -18,7 +18,7 @@ import (
 // that a restore places last. Role and timeline must be what they were: a
 // backup across a promotion is of no server.
 func (b *run) stop(ctx context.Context, start postgres.LSN, data *repo.Writer, manifest *repo.ManifestWriter) error {
-	control, raw, err := postgres.ReadControl(ctx, b.dataDir)
+	_, raw, err := postgres.ReadControl(ctx, b.dataDir)
 	if err != nil {
 		return err
 	}
@@ -41,17 +41,19 @@ func (b *run) stop(ctx context.Context, start postgres.LSN, data *repo.Writer, m
 		return errs.New(errs.Server, "Run the backup again.",
 			"the server changed its role or timeline during the backup (timeline %d, then %d)", b.info.Timeline, after.Timeline)
 	}
-	b.describe(label, stopped.LSN, control)
+	if b.backup.NextXID, err = b.server.NextXID(ctx); err != nil {
+		return err
+	}
+	b.describe(label, stopped.LSN)
 	return b.finals(ctx, data, manifest, stopped, raw)
 }
 
-func (b *run) describe(label postgres.BackupLabel, stop postgres.LSN, control *postgres.Control) {
+func (b *run) describe(label postgres.BackupLabel, stop postgres.LSN) {
 	d := b.backup
 	d.StartLSN, d.StopLSN, d.Timeline = label.Start, stop, label.StartTimeline
 	first, last := b.walRange()
 	d.StartSegment, d.StopSegment = first.Name(d.SegmentSize), last.Name(d.SegmentSize)
 	d.Stopped = b.Now().UTC().Truncate(time.Millisecond)
-	d.NextXID = control.NextXID
 }
 
 // walRange is the WAL without which the backup cannot be made consistent.

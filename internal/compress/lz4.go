@@ -29,18 +29,19 @@ const (
 	lz4Trailer    = 8 // end mark and content checksum
 )
 
-// lz4Encoder writes frames of one block. The block is compressed straight
-// into the frame: measured on heap and index pages of an order table, that
-// and the port of the reference compressor are 1.7 times as fast as the
-// library's frame writer with its own compressor.
+// lz4Encoder writes frames of one block, compressed straight into the frame.
+// Measured against the library's own frame writer that is as fast, needs no
+// buffers and leaves the choice of the search depth to us.
 type lz4Encoder struct {
 	compress func(src, dst []byte) (int, error) // 0 bytes: does not fit
 	scratch  []byte
 }
 
-// newLZ4Encoder picks the compressor: 1 is the port of LZ4_compress_fast, 2
-// the library's own (a little smaller and half as fast), 3 to 12 follow match
-// chains to the depth of lz4hc's levels, 2^(level-1).
+// newLZ4Encoder picks the compressor: for 1 the port of LZ4_compress_fast
+// (measured on heap and index pages: 1.7 times as fast as the library's own,
+// with the ratio of `lz4 -1`), for 2 the library's own (3% smaller), and for 3
+// to 12 one that follows match chains to the depth of lz4hc's levels,
+// 2^(level-1).
 func newLZ4Encoder(level int) lz4Encoder {
 	switch {
 	case level <= 1:

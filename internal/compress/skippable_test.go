@@ -12,7 +12,7 @@ func TestSkippable(t *testing.T) {
 		if !ok || n != len(b) || !bytes.Equal(got, payload) {
 			t.Errorf("%d bytes came back as %d, n %d, %v", len(payload), len(got), n, ok)
 		}
-		for cut := range len(b) {
+		for cut := range b {
 			if _, _, ok := ParseSkippable(b[:cut]); ok {
 				t.Errorf("frame of %d bytes was accepted with %d", len(b), cut)
 			}

@@ -3,6 +3,7 @@ package crypto
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os/exec"
 	"strings"
@@ -33,6 +34,9 @@ func runIdentityCommand(ctx context.Context, command string) ([]byte, error) {
 	switch {
 	case err != nil && ctx.Err() != nil:
 		return nil, errs.Wrap(ctx.Err(), errs.Identity, hint, "run identity command")
+	case errors.Is(err, exec.ErrWaitDelay):
+		return nil, errs.New(errs.Identity, hint,
+			"the identity command left a process behind that keeps its output open")
 	case err != nil:
 		return nil, errs.Wrap(fmt.Errorf("%w%s", err, shown(problems)), errs.Identity, hint, "run identity command")
 	case out.over:

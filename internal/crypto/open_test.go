@@ -53,7 +53,7 @@ func TestOpenFindsCutsAndChanges(t *testing.T) {
 	sealed := seal(t, recipients(t, rec), raw, hashOf(raw))
 	header := bytes.Index(sealed, []byte("\n---")) + 5 + 43 + 1
 	places := []int{header + 16, header + 16 + ageChunk + 16, len(sealed) - 1}
-	for at := 0; at < header+20; at++ {
+	for at := range header + 20 {
 		places = append(places, at)
 	}
 	for at := header; at < len(sealed); at += 9973 {

@@ -120,6 +120,22 @@ func (h History) SwitchPoint(tli Timeline) (LSN, bool) {
 	return 0, false
 }
 
+// LeavesIn is where this history leaves the segment's timeline, if that is
+// inside the segment: after its first byte and before its end. Such a segment
+// is never completed on its own timeline. On the old primary it becomes
+// <segment>.partial; but a standby that follows to the new timeline and has
+// archive_mode = always archives it under its plain name, with whatever the
+// recycled file held behind the switch (WalReceiverMain in
+// src/backend/replication/walreceiver.c). All of its WAL that counts is in the
+// next timeline's segment of the same number.
+func (h History) LeavesIn(seg Segment, size SegmentSize) (LSN, bool) {
+	at, ok := h.SwitchPoint(seg.Timeline)
+	if !ok || at.Segment(size) != seg.Number || at.Offset(size) == 0 {
+		return 0, false
+	}
+	return at, true
+}
+
 // TimelineAt is the timeline that the byte at lsn belongs to in this history,
 // as tliOfPointInHistory finds it: the newest whose range, from its parent's
 // switch to its own, contains lsn. It is 0 for an empty history.

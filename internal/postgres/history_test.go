@@ -80,6 +80,12 @@ func TestHistoryLines(t *testing.T) {
 			t.Errorf("SwitchPoint(%d) = %v, %v; Contains %v", tli, got, ok, h.Contains(tli))
 		}
 	}
+	for seg, want := range map[Segment]LSN{{1, 10}: 0xA019D0, {1, 9}: 0, {1, 11}: 0, {2, 10}: 0, {2, 11}: 0, {2, 12}: 0, {3, 12}: 0, {4, 10}: 0} {
+		// Timeline 2 ends on a boundary: its last segment is whole.
+		if got, ok := h.LeavesIn(seg, 1<<20); got != want || ok != (want != 0) {
+			t.Errorf("LeavesIn(%v) = %v, %v; want %v", seg, got, ok, want)
+		}
+	}
 	if got := (History{}).TimelineAt(1); got != 0 {
 		t.Errorf("an empty history has timeline %d", got)
 	}

@@ -1,6 +1,7 @@
 package postgres_test
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
@@ -64,5 +65,86 @@ func TestLiveHistoryStoppedBeforeTarget(t *testing.T) {
 	}
 	if at, ok := h.SwitchPoint(1); !ok || at != stopped || h.TimelineAt(stopped-1) != 1 || h.TimelineAt(stopped) != 3 || h.TimelineAt(h[0].Switch) != 3 {
 		t.Errorf("%v leaves timeline 1 at %v", h, at)
+	}
+}
+
+// A standby with archive_mode = always archives the unfinished last segment of
+// the timeline that it leaves. The checker refuses it, and the history says
+// that it may be missing.
+func TestLiveAlwaysArchivesUnfinishedSegment(t *testing.T) {
+	t.Parallel()
+	const size = 1 << 20
+	archive := harness.TempDir(t)
+	keep := map[string]string{"wal_keep_size": "200MB", "wal_retrieve_retry_interval": "100ms"}
+	first := harness.Start(t, harness.Options{NoFsync: true, WALSegSizeMB: 1, Conf: keep})
+	follow := func(upstream *harness.Server, conf map[string]string) *harness.Server {
+		t.Helper()
+		dir := filepath.Join(harness.TempDir(t), "data")
+		upstream.Run(t, "pg_basebackup", "-D", dir, "-X", "stream", "-R", "-c", "fast")
+		return harness.StartExisting(t, dir, first.Major, conf)
+	}
+	second := follow(first, keep)
+	third := follow(second, map[string]string{"archive_mode": "always", "archive_command": "cp %p " + archive + "/%f", "wal_retrieve_retry_interval": "100ms", "min_wal_size": "20MB"})
+	caughtUp := func(upstream *harness.Server, standbys ...*harness.Server) {
+		t.Helper()
+		lsn := upstream.QueryString(t, "SELECT pg_current_wal_lsn()::text")
+		for _, s := range standbys {
+			for s.QueryString(t, "SELECT (pg_last_wal_replay_lsn() >= $1::pg_lsn)::text FROM pg_sleep(0.02)", lsn) != "true" {
+				if t.Context().Err() != nil {
+					t.Fatal("the standby does not follow")
+				}
+			}
+		}
+	}
+	archived := func(name string) {
+		t.Helper()
+		for third.QueryString(t, "SELECT (coalesce(last_archived_wal, '') >= $1)::text FROM pg_stat_archiver, pg_sleep(0.02)", name) != "true" {
+			if t.Context().Err() != nil {
+				t.Fatalf("%s is not archived", name)
+			}
+		}
+	}
+	const fill = "INSERT INTO x SELECT repeat('x', 500) FROM generate_series(1, 5000)"
+	first.Exec(t, "CREATE TABLE x (t text)", fill, fill, "CHECKPOINT", fill, fill, "CHECKPOINT")
+	caughtUp(first, second, third)
+	// Recycle segments, so that new ones hold old pages; only what is archived
+	// may be recycled.
+	filled, err := postgres.ParseLSN(first.QueryString(t, "SELECT pg_current_wal_lsn()::text"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	archived(postgres.Segment{Timeline: 1, Number: filled.Segment(size) - 1}.Name(size))
+	third.Exec(t, "CHECKPOINT")
+	first.Exec(t, fill, "SELECT pg_switch_wal()", "INSERT INTO x VALUES ('in the middle')")
+	caughtUp(first, second, third)
+	first.Stop(t)
+	second.Exec(t, "SELECT pg_promote()", fill, "SELECT pg_switch_wal()")
+	caughtUp(second, third)
+	archived("000000020")
+	data, err := os.ReadFile(filepath.Join(third.DataDir, "pg_wal", "00000002.history"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	h, err := postgres.ParseHistory(2, data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at, _ := h.SwitchPoint(1)
+	last := postgres.SegmentOf(1, at, size)
+	if left, ok := h.LeavesIn(last, size); !ok || left != at {
+		t.Fatalf("%v leaves %v at %v", h, last, left)
+	}
+	data, err = os.ReadFile(filepath.Join(archive, last.Name(size)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	name, err := postgres.ParseWALFile(last.Name(size))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = postgres.NewSegmentChecker(name, size, 0).Write(data)
+	var se *postgres.SegmentError
+	if !errors.As(err, &se) || !errors.Is(err, postgres.ErrTorn) || se.Offset < int64(at.Offset(size)) {
+		t.Errorf("left at %v: %v", at, err)
 	}
 }

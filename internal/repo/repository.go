@@ -114,7 +114,9 @@ func (r *Repository) Check(ctx context.Context) error {
 	m, err := r.readMarker(ctx)
 	if err != nil {
 		if pin != nil && errs.KindOf(err) == errs.NotInitialised {
-			return errs.Wrap(err, errs.NotInitialised,
+			// The cause is not wrapped: its hint, to make a repository, is the
+			// wrong advice here.
+			return errs.New(errs.NotInitialised,
 				"It was there before: look for an empty mount point, a changed prefix or lost data. If you really began anew, remove "+r.pins.path(r.String())+".",
 				"the repository %s (id %s) is gone from %s", pin.URL, pin.ID, r)
 		}

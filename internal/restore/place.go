@@ -278,7 +278,7 @@ func (x *run) writePieces(raw []byte, pieces []piece) (err error) {
 		if open == nil {
 			return nil
 		}
-		err := open.Close()
+		err := errors.Join(startWriteback(open), open.Close())
 		open = nil
 		return x.dest.explain(err)
 	}

@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"os"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -37,12 +38,13 @@ func (x *run) settings() error {
 		// starts while this server recovers.
 		{"recovery_target_timeline", timelineSetting(x.choice.Timeline)},
 	}
+	// The wanted one goes behind the others: the server applies the settings in
+	// the order of the file, and an empty target after one that is set is a
+	// second target to it (assign_recovery_target_* in
+	// src/backend/access/transam/xlogrecovery.c).
 	put := func(name, value string) {
-		for i := range set {
-			if set[i].name == name {
-				set[i].value = value
-			}
-		}
+		set = slices.DeleteFunc(set, func(s setting) bool { return s.name == name })
+		set = append(set, setting{name, value})
 	}
 	switch t.Kind {
 	case TargetTime:

@@ -53,10 +53,16 @@ func (r *resuming) Read(p []byte) (int, error) {
 	}
 }
 
-// drop closes a body that broke and waits for the next try, or sets r.err.
+// drop closes a body that broke and waits for the next try, or sets r.err. A
+// connection that breaks after the last byte has taken nothing; any other error
+// there, such as that of a checksum, is one.
 func (r *resuming) drop(err error) {
 	if errors.Is(err, io.ErrUnexpectedEOF) {
 		err = fmt.Errorf("%w: %w", storage.ErrUnavailable, err)
+	}
+	if r.left == 0 && errors.Is(err, storage.ErrUnavailable) {
+		r.err = io.EOF
+		return
 	}
 	if r.err = r.t.again(r.ctx, err); r.err != nil {
 		return

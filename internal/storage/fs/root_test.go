@@ -181,6 +181,7 @@ func TestSymlinks(t *testing.T) {
 	root := t.TempDir()
 	b := openIn(t, root, linux())
 	mustPut(t, b, "in/object", "x")
+	mustPut(t, b, "in/sub/object", "x")
 	for name, target := range map[string]string{
 		"out": outside, "file": filepath.Join(outside, "secret"), "inside": "in", "dangling": "nowhere", "up": "..", "self": "self",
 	} {
@@ -189,7 +190,7 @@ func TestSymlinks(t *testing.T) {
 		}
 	}
 	ctx := t.Context()
-	for _, key := range []string{"out/secret", "out/new", "file", "inside/object", "dangling", "dangling/x", "up/x", "self", "self/x"} {
+	for _, key := range []string{"out/secret", "out/new", "file", "inside/object", "inside/sub/object", "inside/sub/new", "dangling", "dangling/x", "up/x", "self", "self/x"} {
 		got := make(map[string]error)
 		_, _, got["get"] = b.Get(ctx, key)
 		_, got["range"] = b.GetRange(ctx, key, 0, 1)
