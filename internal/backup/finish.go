@@ -111,7 +111,7 @@ func (b *run) finals(ctx context.Context, data *repo.Writer, manifest *repo.Mani
 
 // closePacks hands the last packs to the uploads.
 func (b *run) closePacks(ctx context.Context, data *repo.Writer, manifest *repo.ManifestWriter) error {
-	if err := data.Close(ctx); err != nil {
+	if err := data.Close(); err != nil {
 		return err
 	}
 	totals, err := manifest.Finish(ctx)

@@ -313,7 +313,7 @@ func (b *run) copy(ctx context.Context) error {
 
 	// The uploads have their own group: the pipeline must be waited for first.
 	uploads, uctx := errgroup.WithContext(ctx)
-	set := b.repo.NewPackSet(uploads, b.backup.Cluster, b.backup.Name, min(max(b.Concurrency, 2), 4))
+	set := b.repo.NewPackSet(uctx, uploads, b.backup.Cluster, b.backup.Name, min(max(b.Concurrency, 2), 4))
 	manifest, err := b.newManifest(set)
 	if err != nil {
 		return err

@@ -84,7 +84,7 @@ func TestLiveAlwaysArchivesUnfinishedSegment(t *testing.T) {
 		return harness.StartExisting(t, dir, first.Major, conf)
 	}
 	second := follow(first, keep)
-	third := follow(second, map[string]string{"archive_mode": "always", "archive_command": "cp %p " + archive + "/%f", "wal_retrieve_retry_interval": "100ms", "min_wal_size": "20MB"})
+	third := follow(second, map[string]string{"archive_mode": "always", "archive_command": "cp %p " + archive + "/%f", "wal_retrieve_retry_interval": "100ms", "wal_keep_size": "0", "min_wal_size": "20MB"})
 	caughtUp := func(upstream *harness.Server, standbys ...*harness.Server) {
 		t.Helper()
 		lsn := upstream.QueryString(t, "SELECT pg_current_wal_lsn()::text")

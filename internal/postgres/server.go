@@ -82,10 +82,8 @@ func (s *Server) prepare(ctx context.Context) error {
 		return errs.Wrap(err, errs.Server, "", "read the server's version")
 	}
 	s.version = v
-	if !SupportedMajor(s.Major()) {
-		return errs.New(errs.Server,
-			fmt.Sprintf("This agent supports PostgreSQL %d to %d; use a version of it that knows this server.", MinMajor, MaxMajor),
-			"the server is PostgreSQL %d, which is not supported", s.Major())
+	if err := requireSupported(s.Major()); err != nil {
+		return err
 	}
 	var path, encoding, dates string
 	err = s.row(ctx, `SELECT pg_catalog.set_config('search_path', 'pg_catalog', false),
@@ -99,6 +97,16 @@ func (s *Server) prepare(ctx context.Context) error {
 			'lock_timeout', 'idle_in_transaction_session_timeout', 'idle_session_timeout', 'transaction_timeout')`, nil, &n)
 	}
 	return serverError(err, "set up the session", "")
+}
+
+// requireSupported refuses a major that this package does not know.
+func requireSupported(major int) error {
+	if SupportedMajor(major) {
+		return nil
+	}
+	return errs.New(errs.Server,
+		fmt.Sprintf("This agent supports PostgreSQL %d to %d; use a version of it that knows this server.", MinMajor, MaxMajor),
+		"the server is PostgreSQL %d, which is not supported", major)
 }
 
 // Major is the server's major version.

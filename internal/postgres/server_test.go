@@ -169,3 +169,15 @@ func TestRequireDataDirectory(t *testing.T) {
 		t.Errorf("%q, want %q", errs.HintOf(err), want)
 	}
 }
+
+func TestRequireSupported(t *testing.T) {
+	for major := 11; major <= 20; major++ {
+		err := requireSupported(major)
+		if (err == nil) != (major >= 13 && major <= 18) {
+			t.Errorf("%d: %v", major, err)
+		}
+		if err != nil && (errs.KindOf(err) != errs.Server || !strings.Contains(errs.HintOf(err), "13 to 18")) {
+			t.Errorf("%d: kind %v, hint %q", major, errs.KindOf(err), errs.HintOf(err))
+		}
+	}
+}

@@ -79,6 +79,26 @@ type Backup struct {
 	Manifest        ObjectDigest         `json:"manifest"`
 	// Signature is reserved for a detached signature over the other fields.
 	Signature string `json:"signature,omitempty"`
+	// Self is the SHA-256 of backup.json itself with its own 64 digits written
+	// as zeros, so that damage to it is noticed like that to what it pins.
+	Self Digest `json:"self_sha256"`
+}
+
+// selfField stands before the digits of Self.
+const selfField = `"self_sha256": "`
+
+// selfDigest finds the digits of Self in an encoded backup.json and computes
+// what they must be. ok is false where there are none.
+func selfDigest(body []byte) (digits []byte, sum Digest, ok bool) {
+	at := bytes.LastIndex(body, []byte(selfField))
+	if at < 0 || len(body) < at+len(selfField)+2*len(sum) {
+		return nil, sum, false
+	}
+	at += len(selfField)
+	blank := bytes.Clone(body)
+	digits = body[at : at+2*len(sum)]
+	copy(blank[at:], bytes.Repeat([]byte{'0'}, len(digits)))
+	return digits, sha256.Sum256(blank), true
 }
 
 const maxBackupJSON = 8 << 10
@@ -93,7 +113,13 @@ func (r *Repository) StoreBackup(ctx context.Context, b *Backup) error {
 	if len(body) >= maxBackupJSON {
 		return fmt.Errorf("encode backup.json: %d bytes are more than %d", len(body), maxBackupJSON)
 	}
-	if _, err := r.putOwned(ctx, b.Cluster.backupKey(b.Name), storage.Bytes(append(body, '\n'))); err != nil {
+	body = append(body, '\n')
+	digits, sum, ok := selfDigest(body)
+	if !ok {
+		return errors.New("encode backup.json: it has no place for its own hash")
+	}
+	copy(digits, sum.String())
+	if _, err := r.putOwned(ctx, b.Cluster.backupKey(b.Name), storage.Bytes(body)); err != nil {
 		return fmt.Errorf("store backup.json: %w", err)
 	}
 	return nil
@@ -115,6 +141,10 @@ func (r *Repository) LoadBackup(ctx context.Context, cluster ClusterID, name Bac
 	d := json.NewDecoder(bytes.NewReader(body))
 	if err := d.Decode(b); err != nil {
 		return nil, r.damaged(fmt.Errorf("decode: %w", err), key)
+	}
+	digits, sum, ok := selfDigest(body)
+	if ok && string(digits) != sum.String() || !ok && b.Format == Format {
+		return nil, r.damaged(errors.New("its SHA-256 is not the one it carries"), key)
 	}
 	if b.Format != Format {
 		return nil, errs.New(errs.Config, "Use the version of the agent that wrote it ("+b.Agent+") or a newer one.",

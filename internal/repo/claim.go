@@ -75,7 +75,9 @@ func (l *Lease) put(ctx context.Context, n int) error {
 // alone looks at the other claims. Of two that began together the one that
 // the store took first stays; the name decides between equal times.
 func (l *Lease) alone(ctx context.Context) error {
-	newest := make(map[BackupName]storage.Info)
+	// A claim counts from its first object, and lives from its newest: one
+	// that is renewed while we look was there before us all the same.
+	first, newest := make(map[BackupName]storage.Info), make(map[BackupName]storage.Info)
 	for info, err := range l.repo.bucket.List(ctx, l.cluster.claimPrefix(), "") {
 		if err != nil {
 			return fmt.Errorf("list claims: %w", err)
@@ -87,8 +89,11 @@ func (l *Lease) alone(ctx context.Context) error {
 		if old, ok := newest[name]; !ok || info.ModTime.After(old.ModTime) {
 			newest[name] = info
 		}
+		if old, ok := first[name]; !ok || info.ModTime.Before(old.ModTime) {
+			first[name] = info
+		}
 	}
-	own, ok := newest[l.claim.Backup]
+	own, ok := first[l.claim.Backup]
 	if !ok {
 		return fmt.Errorf("list claims: own claim %s is not listed", l.claim.Backup)
 	}
@@ -96,7 +101,8 @@ func (l *Lease) alone(ctx context.Context) error {
 		if name == l.claim.Backup || own.ModTime.Sub(info.ModTime) > claimTTL {
 			continue
 		}
-		if info.ModTime.After(own.ModTime) || info.ModTime.Equal(own.ModTime) && name > l.claim.Backup {
+		since := first[name].ModTime
+		if since.After(own.ModTime) || since.Equal(own.ModTime) && name > l.claim.Backup {
 			continue
 		}
 		if err := l.refuse(ctx, info); err != nil {

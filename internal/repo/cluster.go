@@ -44,8 +44,11 @@ func (r *Repository) Cluster(ctx context.Context, id ClusterID) (Cluster, error)
 	if err != nil {
 		return c, err
 	}
-	if err := json.Unmarshal(body, &c); err != nil || c.ID != id || !c.SegmentSize.Valid() {
-		return c, r.damaged(fmt.Errorf("decode: %w", errors.Join(err)), id.clusterKey())
+	if err := json.Unmarshal(body, &c); err != nil {
+		return c, r.damaged(fmt.Errorf("decode: %w", err), id.clusterKey())
+	}
+	if c.ID != id || !c.SegmentSize.Valid() {
+		return c, r.damaged(fmt.Errorf("it describes cluster %s with WAL segments of %d bytes", c.ID, uint32(c.SegmentSize)), id.clusterKey())
 	}
 	return c, nil
 }

@@ -254,7 +254,7 @@ func (m *ManifestWriter) Finish(ctx context.Context) (ManifestTotals, error) {
 	if err := m.flush(ctx); err != nil {
 		return m.totals, err
 	}
-	if err := m.packs.Close(ctx); err != nil {
+	if err := m.packs.Close(); err != nil {
 		return m.totals, err
 	}
 	var e encoder

@@ -174,6 +174,9 @@ func (m *ManifestReader) readEntry(t byte) Entry {
 	if !validPath(e.Path) {
 		d.malformed("path %q is not below the data directory", e.Path)
 	}
+	if e.Kind == EntryTablespace && e.Path != fmt.Sprintf("pg_tblspc/%d", e.OID) {
+		d.malformed("tablespace %d at %q", e.OID, e.Path)
+	}
 	if !e.Final && (m.final || m.last != "" && ComparePaths(m.last, e.Path) >= 0) {
 		d.malformed("%q is not in order behind %q", e.Path, m.last)
 	}

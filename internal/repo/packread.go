@@ -21,7 +21,7 @@ type PackStream struct {
 	body io.Closer
 	r    io.Reader
 	pos  int64
-	hash hash.Hash // of the stored bytes; nil where age authenticates them
+	hash hash.Hash // of the stored bytes
 }
 
 // OpenPack opens a pack of the cluster. want is its entry in the list of packs.
@@ -31,7 +31,10 @@ func (r *Repository) OpenPack(ctx context.Context, cluster ClusterID, backup Bac
 	if err != nil {
 		return nil, r.missing(err, key)
 	}
-	s := &PackStream{repo: r, key: key, want: want, src: &storeReader{r: body}, body: body}
+	// age authenticates that the bytes are those of some pack; that they are
+	// this pack's the hash alone says.
+	sum := sha256.New()
+	s := &PackStream{repo: r, key: key, want: want, src: &storeReader{r: io.TeeReader(body, sum)}, body: body, hash: sum}
 	if info.Size != want.Size {
 		err := r.damaged(fmt.Errorf("it has %d bytes instead of %d", info.Size, want.Size), key)
 		return nil, errors.Join(err, body.Close())
@@ -48,8 +51,7 @@ func (s *PackStream) unseal() error {
 		return s.src.orDamaged(s.repo, err, s.key)
 	}
 	if !crypto.IsSealed(head) {
-		s.hash = sha256.New()
-		s.r = io.TeeReader(rest, s.hash)
+		s.r = rest
 		return nil
 	}
 	if s.r, err = s.repo.keys.Identities.Open(rest); err != nil {
@@ -85,7 +87,7 @@ func (s *PackStream) Finish() error {
 	if _, err := io.Copy(io.Discard, s.r); err != nil {
 		return s.src.orDamaged(s.repo, err, s.key)
 	}
-	if s.hash != nil && Digest(s.hash.Sum(nil)) != s.want.SHA256 {
+	if Digest(s.hash.Sum(nil)) != s.want.SHA256 {
 		return s.Damaged(errors.New("its SHA-256 is not that of what was stored"))
 	}
 	return nil

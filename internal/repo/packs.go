@@ -50,6 +50,7 @@ type FrameRef struct {
 // PackSet gathers the packs of one backup while it is written: their numbers
 // and, once uploaded, their digests. Safe for concurrent use.
 type PackSet struct {
+	ctx     context.Context // of the group: an upload outlives the step that began it
 	repo    *Repository
 	cluster ClusterID
 	name    BackupName
@@ -63,10 +64,10 @@ type PackSet struct {
 
 // NewPackSet prepares to write the packs of a backup. At most uploads packs
 // are on their way at a time; memory is 34 MiB for each and for each open one.
-// group runs the uploads; its context ends everything when one fails.
-func (r *Repository) NewPackSet(group *errgroup.Group, cluster ClusterID, name BackupName, uploads int) *PackSet {
+// group runs the uploads; its context, ctx, ends everything when one fails.
+func (r *Repository) NewPackSet(ctx context.Context, group *errgroup.Group, cluster ClusterID, name BackupName, uploads int) *PackSet {
 	s := &PackSet{
-		repo: r, cluster: cluster, name: name, group: group,
+		ctx: ctx, repo: r, cluster: cluster, name: name, group: group,
 		stored:  make(map[uint32]Pack),
 		buffers: make(chan []byte, uploads+2),
 	}
@@ -122,19 +123,19 @@ func (w *Writer) Append(ctx context.Context, frame []byte, rawLen int64) (FrameR
 	p.offset += int64(len(frame))
 	p.raw += rawLen
 	if p.buf.Len() >= packTarget {
-		return ref, w.finish(ctx)
+		return ref, w.finish()
 	}
 	return ref, nil
 }
 
 // Close uploads the pack that is still open.
-func (w *Writer) Close(ctx context.Context) error {
+func (w *Writer) Close() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.open == nil {
 		return nil
 	}
-	return w.finish(ctx)
+	return w.finish()
 }
 
 func (w *Writer) begin(ctx context.Context) error {
@@ -156,13 +157,13 @@ func (w *Writer) begin(ctx context.Context) error {
 	return nil
 }
 
-func (w *Writer) finish(ctx context.Context) error {
+func (w *Writer) finish() error {
 	p := w.open
 	w.open = nil
 	if err := p.seal.Close(); err != nil {
 		return fmt.Errorf("seal pack %08x: %w", p.number, err)
 	}
-	w.set.group.Go(func() error { return w.set.upload(ctx, w.kind, p) })
+	w.set.group.Go(func() error { return w.set.upload(w.kind, p) })
 	return nil
 }
 
@@ -174,9 +175,9 @@ func (s *PackSet) number() uint32 {
 	return n
 }
 
-func (s *PackSet) upload(ctx context.Context, kind PackKind, p *openPack) error {
+func (s *PackSet) upload(kind PackKind, p *openPack) error {
 	key := s.cluster.packKey(s.name, p.number)
-	info, err := s.repo.putOwned(ctx, key, storage.Bytes(p.buf.Bytes()))
+	info, err := s.repo.putOwned(s.ctx, key, storage.Bytes(p.buf.Bytes()))
 	if err != nil {
 		return fmt.Errorf("store pack: %w", err)
 	}
@@ -187,8 +188,8 @@ func (s *PackSet) upload(ctx context.Context, kind PackKind, p *openPack) error 
 	return nil
 }
 
-// Packs returns the description of all packs in order. It is called after the
-// group has been waited for.
+// Packs returns the description of all packs in order, after the
+// group was waited for.
 func (s *PackSet) Packs() ([]Pack, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

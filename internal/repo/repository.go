@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strconv"
 	"time"
 
 	"walagent/internal/compress"
@@ -118,7 +119,7 @@ func (r *Repository) Check(ctx context.Context) error {
 			// wrong advice here.
 			return errs.New(errs.NotInitialised,
 				"It was there before: look for an empty mount point, a changed prefix or lost data. If you really began anew, remove "+r.pins.path(r.String())+".",
-				"the repository %s (id %s) is gone from %s", pin.URL, pin.ID, r)
+				"the repository %s (id %s) is gone: there is no %s", pin.URL, pin.ID, repositoryKey)
 		}
 		return err
 	}
@@ -136,13 +137,16 @@ func (r *Repository) readMarker(ctx context.Context) (marker, error) {
 	if errors.Is(err, storage.ErrNotExist) {
 		return m, errs.New(errs.NotInitialised,
 			"Make it with: agent repo init",
-			"there is no repository at %s", r)
+			"there is no repository at %s: it has no %s", r, repositoryKey)
 	}
 	if err != nil {
 		return m, err
 	}
-	if err := json.Unmarshal(b, &m); err != nil || m.ID == "" {
-		return m, r.damaged(fmt.Errorf("decode: %w", errors.Join(err)), repositoryKey)
+	if err := json.Unmarshal(b, &m); err != nil {
+		return m, r.damaged(fmt.Errorf("decode: %w", err), repositoryKey)
+	}
+	if m.ID == "" {
+		return m, r.damaged(errors.New("it has no repository id"), repositoryKey)
 	}
 	if m.Format != Format {
 		return m, errs.New(errs.Config,
@@ -165,11 +169,11 @@ func (r *Repository) Clusters(ctx context.Context) ([]ClusterID, error) {
 		if err != nil {
 			return nil, fmt.Errorf("list clusters: %w", err)
 		}
-		var id ClusterID
-		if _, err := fmt.Sscanf(name, "%020d", (*uint64)(&id)); err != nil {
+		id, err := strconv.ParseUint(name, 10, 64)
+		if err != nil || ClusterID(id).prefix() != clusterRoot+name+"/" {
 			continue
 		}
-		ids = append(ids, id)
+		ids = append(ids, ClusterID(id))
 	}
 	return ids, nil
 }

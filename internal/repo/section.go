@@ -23,12 +23,25 @@ const (
 	sectionRuns  = 64 << 10
 	sectionParts = 1024
 	sectionSpan  = 1 << 30
+	// maxRuns is the most that a section can have: one file's share of
+	// sectionRuns is added to one that is not yet full.
+	maxRuns = 2 * sectionRuns
 	// maxSection, maxRawFrame, maxStoredFrame and maxPackSpan refuse a
 	// damaged length before memory is asked for.
 	maxSection     = 64 << 20
 	maxRawFrame    = compress.MaxFrame
 	maxStoredFrame = compress.MaxFrame + 64<<10
 	maxPackSpan    = 1 << 40
+)
+
+// The least bytes that an item of a section takes: a list cannot have more of
+// them than what is left of the section can hold.
+const (
+	leastName  = 1 + len("20261120T101530Z-k3v9qa")
+	leastPack  = 3
+	leastFrame = 4
+	leastPart  = 2
+	leastRun   = 2
 )
 
 // PackID names a pack of any backup.
@@ -184,20 +197,23 @@ func encodePart(e *encoder, p Part, index map[PackID]uint64, unit int64) {
 // decodeSection reads a section and refuses one whose runs are not wholly
 // inside the frames that it lists.
 func decodeSection(b []byte) (*Section, error) {
-	d := &decoder{r: bytes.NewReader(b)}
+	r := bytes.NewReader(b)
+	d := &decoder{r: r}
 	if v := d.byte(); d.err == nil && v != sectionVersion {
 		d.malformed("section version %d is unknown", v)
 	}
-	limit := int64(len(b)) // nothing can be more numerous than the bytes
-	names := make([]BackupName, d.size(limit))
+	names := make([]BackupName, d.size(int64(r.Len()/leastName)))
 	for i := range names {
 		name, err := ParseBackupName(d.string())
 		if d.err == nil && err != nil {
 			d.malformed("%v", err)
 		}
+		if d.err != nil {
+			return nil, d.err
+		}
 		names[i] = name
 	}
-	ids := make([]PackID, d.size(limit))
+	ids := make([]PackID, d.size(int64(r.Len()/leastPack)))
 	s := &Section{Frames: make(map[PackID][]Frame, len(ids))}
 	for i := range ids {
 		n := d.uint()
@@ -209,11 +225,13 @@ func decodeSection(b []byte) (*Section, error) {
 			return nil, d.err
 		}
 		ids[i] = PackID{names[n], uint32(number)}
-		s.Frames[ids[i]] = decodeFrames(d, limit)
+		s.Frames[ids[i]] = decodeFrames(d, int64(r.Len()/leastFrame))
 	}
-	parts := d.size(limit)
+	parts, runs := d.size(int64(r.Len()/leastPart)), int64(maxRuns)
 	for range parts {
-		s.Parts = append(s.Parts, decodePart(d, ids, s.Frames, limit))
+		p := decodePart(d, ids, s.Frames, min(runs, int64(r.Len()/leastRun)))
+		runs -= int64(len(p.Runs))
+		s.Parts = append(s.Parts, p)
 		if d.err != nil {
 			return nil, d.err
 		}
@@ -297,7 +315,7 @@ func FrameAt(frames []Frame, raw int64) (int, bool) {
 
 // covered reports whether [raw, raw+length) lies in frames without a hole.
 func covered(frames []Frame, raw, length int64) bool {
-	if length <= 0 || raw < 0 {
+	if length <= 0 || raw < 0 || length > math.MaxInt64-raw {
 		return false
 	}
 	i, ok := FrameAt(frames, raw)

@@ -65,9 +65,12 @@ func (r *reader) open(stored []byte) ([]byte, error) {
 
 // decompress gives the raw bytes of frames in a row.
 func decompress(b []byte) ([]byte, error) {
+	if bytes.HasPrefix(b, []byte{0x57, 0x2A, 0x4D, 0x18, 0x20, 0, 0, 0}) && len(b) >= 40 {
+		b = b[40:]
+	}
 	var frames io.Reader
 	switch {
-	case bytes.HasPrefix(b, []byte{0x28, 0xB5, 0x2F, 0xFD}), bytes.HasPrefix(b, []byte{0x57, 0x2A, 0x4D, 0x18}):
+	case bytes.HasPrefix(b, []byte{0x28, 0xB5, 0x2F, 0xFD}):
 		z, err := zstd.NewReader(bytes.NewReader(b))
 		if err != nil {
 			return nil, err

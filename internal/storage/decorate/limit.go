@@ -52,7 +52,7 @@ func (l *limit) Get(ctx context.Context, key string) (io.ReadCloser, storage.Inf
 		return nil, storage.Info{}, err
 	}
 	r, info, err := l.Bucket.Get(ctx, key)
-	if err == io.EOF {
+	if err != nil {
 		l.leave()
 		return nil, storage.Info{}, err
 	}
@@ -67,7 +67,7 @@ func (l *limit) GetRange(ctx context.Context, key string, off, n int64) (io.Read
 		return nil, err
 	}
 	r, err := l.Bucket.GetRange(ctx, key, off, n)
-	if err == io.EOF {
+	if err != nil {
 		l.leave()
 		return nil, err
 	}
@@ -122,7 +122,7 @@ type holding struct {
 
 func (h *holding) Read(p []byte) (int, error) {
 	n, err := h.ReadCloser.Read(p)
-	if err == io.EOF {
+	if err != nil {
 		h.leave()
 	}
 	return n, err
