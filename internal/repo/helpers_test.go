@@ -27,7 +27,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 const (
 	testCluster ClusterID  = 7_321_654_987_321_654_987
-	testName    BackupName = "20261120T101530Z-k3v9qa"
+	testName    BackupName = "20261120T101530Z-k3v7qa"
 	otherName   BackupName = "20261119T101530Z-aaaaaa"
 )
 
@@ -175,9 +175,11 @@ func (m *memory) Delete(_ context.Context, keys ...string) error {
 	return nil
 }
 
-func (m *memory) Capabilities() storage.Capabilities { return storage.Capabilities{CheapCheck: m.cheap} }
-func (m *memory) String() string                     { return "memory:///" }
-func (m *memory) Close() error                       { return nil }
+func (m *memory) Capabilities() storage.Capabilities {
+	return storage.Capabilities{CheapCheck: m.cheap}
+}
+func (m *memory) String() string { return "memory:///" }
+func (m *memory) Close() error   { return nil }
 
 // set puts bytes in the place of an object, as a damaged store does.
 func (m *memory) set(key string, body []byte) {

@@ -102,7 +102,7 @@ func NewBackupName(now time.Time) (BackupName, error) {
 // a key.
 func ParseBackupName(s string) (BackupName, error) {
 	if !backupNameRE.MatchString(s) {
-		return "", fmt.Errorf("%q is not a backup name such as 20261120T101530Z-k3v9qa", s)
+		return "", fmt.Errorf("%q is not a backup name such as 20261120T101530Z-k3v7qa", s)
 	}
 	return BackupName(s), nil
 }

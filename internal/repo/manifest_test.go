@@ -122,7 +122,7 @@ func drawTree(t *rapid.T) []item {
 				add(e, Run{Length: int64(f%64+1) * blocks, Pack: id, Raw: int64(f%100) * blocks})
 			}
 		}
-		if rapid.Bool().Draw(t, "big") {
+		if d == 0 && rapid.IntRange(0, 9).Draw(t, "big") == 0 {
 			// More runs than a section takes, so the file spans several.
 			runs := make([]Run, rapid.IntRange(sectionRuns-2, 2*sectionRuns+10).Draw(t, "runs"))
 			for i := range runs {
@@ -154,8 +154,9 @@ func TestManifestRoundTrip(t *testing.T) {
 		if err != nil {
 			rt.Fatal(err)
 		}
-		if d := cmp.Diff(want, got); d != "" {
-			rt.Fatalf("entries differ (-written +read):\n%s", d)
+		same := func(a, b item) bool { return a.Entry == b.Entry && slices.Equal(a.Runs, b.Runs) }
+		if !slices.EqualFunc(want, got, same) {
+			rt.Fatalf("entries differ (-written +read):\n%s", cmp.Diff(want, got))
 		}
 		if totals.Entries != int64(len(want)) || totals.Files != b.Files || totals.Bytes != b.DataBytes {
 			rt.Fatalf("totals are %+v for %d entries, %d files, %d bytes", totals, len(want), b.Files, b.DataBytes)

@@ -37,7 +37,7 @@ const (
 // The least bytes that an item of a section takes: a list cannot have more of
 // them than what is left of the section can hold.
 const (
-	leastName  = 1 + len("20261120T101530Z-k3v9qa")
+	leastName  = 1 + len("20261120T101530Z-k3v7qa")
 	leastPack  = 3
 	leastFrame = 4
 	leastPart  = 2

@@ -429,19 +429,6 @@ func syncFileSystem(dir string) error {
 	return f.Close()
 }
 
-// startWriteback asks the kernel to begin writing what is dirty, without
-// waiting: the disk works while frames are decoded, and the sync at the end
-// finds little to do. Where a file system does not know it nothing is lost.
-func startWriteback(f *os.File) error {
-	err := unix.SyncFileRange(int(f.Fd()), 0, 0, unix.SYNC_FILE_RANGE_WRITE)
-	switch {
-	case err == nil, errors.Is(err, unix.ENOSYS), errors.Is(err, unix.EINVAL), errors.Is(err, unix.ESPIPE):
-		return nil
-	default:
-		return &fs.PathError{Op: "sync_file_range", Path: f.Name(), Err: err}
-	}
-}
-
 func syncDir(dir string) error {
 	f, err := os.Open(dir)
 	if err != nil {

@@ -278,7 +278,7 @@ func (x *run) writePieces(raw []byte, pieces []piece) (err error) {
 		if open == nil {
 			return nil
 		}
-		err := errors.Join(startWriteback(open), open.Close())
+		err := open.Close()
 		open = nil
 		return x.dest.explain(err)
 	}

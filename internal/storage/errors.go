@@ -37,8 +37,12 @@ type Error struct {
 	Err    error
 }
 
-// Error reads "get file:///backup wal/…: object does not exist".
+// Error reads "get wal/… of file:///backup: object does not exist", or, of a
+// listing of everything, "list file:///backup: store unavailable".
 func (e *Error) Error() string {
+	if e.Key == "" {
+		return fmt.Sprintf("%s %s: %v", e.Op, e.Bucket, e.Err)
+	}
 	return fmt.Sprintf("%s %s of %s: %v", e.Op, e.Key, e.Bucket, e.Err)
 }
 

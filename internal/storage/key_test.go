@@ -123,3 +123,14 @@ func TestKeyProperties(t *testing.T) {
 		}
 	})
 }
+
+func TestErrorText(t *testing.T) {
+	for want, e := range map[string]*Error{
+		"get a/b of file:///x: object does not exist": {Op: "get", Bucket: "file:///x", Key: "a/b", Err: ErrNotExist},
+		"list file:///x: store unavailable":           {Op: "list", Bucket: "file:///x", Err: ErrUnavailable},
+	} {
+		if got := e.Error(); got != want || !errors.Is(e, e.Err) {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}

@@ -28,8 +28,11 @@ type Bucket interface {
 	// durable, or not at all; a Put that fails or is cancelled leaves nothing
 	// behind that List or Get would show. A body that is shorter or longer
 	// than src.Size is refused with ErrBadLength, one whose SHA-256 is not
-	// opts.SHA256 with ErrBadDigest. The returned Info has Size and SHA256 of
-	// what was stored.
+	// opts.SHA256 with ErrBadDigest; an error of the body is passed up wrapped,
+	// without a class of this package. The returned Info has Size and SHA256
+	// of what was stored. After ErrUnavailable it may be that the object was
+	// created and only the answer was lost: then a repeated Put gives
+	// ErrExists. ErrExists means that the object there is durable.
 	Put(ctx context.Context, key string, src Source, opts PutOptions) (Info, error)
 
 	// Get opens the whole object. The reader fails with io.ErrUnexpectedEOF,
@@ -47,7 +50,9 @@ type Bucket interface {
 
 	// List yields the objects whose key begins with prefix and is greater
 	// than startAfter, in byte order of the keys. It is consistent: an object
-	// whose Put returned is listed. The sequence ends after its first error.
+	// whose Put returned is listed. Prefix and startAfter are checked by
+	// CheckPrefix; either may be empty. The sequence ends after its first
+	// error, and may be used more than once; its consumer may use the bucket.
 	List(ctx context.Context, prefix, startAfter string) iter.Seq2[Info, error]
 
 	// Delete removes objects. A missing object is not an error. When some

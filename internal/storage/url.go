@@ -19,7 +19,7 @@ const (
 	SchemeSFTP  = "sftp"
 )
 
-// schemeForm is how a URL of each scheme looks, for messages.
+// schemeForms says how a URL of each scheme looks, for messages.
 func schemeForms() map[string]string {
 	return map[string]string{
 		SchemeFile:  "file:///folder",

@@ -6,11 +6,11 @@
 // name if that is free, which is the one operation that both local file
 // systems and NFS do atomically. The directory is synced last.
 //
-// Every call opens the root anew and compares device and inode with what was
-// there when the bucket was opened, so that an unmounted or replaced folder is
-// an error and never an empty store, and so that an idle bucket does not keep
-// a file system from being unmounted. Below the root no symbolic link is
-// followed: each component of a key is opened by itself with O_NOFOLLOW.
+// Every call opens the root anew and compares device, inode and birth time
+// with what was there when the bucket was opened, so that an unmounted or
+// replaced folder is an error and never an empty store, and so that an idle
+// bucket does not keep a file system from being unmounted. Below the root no
+// symbolic link is followed, and none is taken for a missing object.
 //
 // On NFS, of several clients, one may see a new object or a delete a moment
 // later than another, within the limits of close-to-open consistency (nfs(5),
@@ -44,8 +44,7 @@ const (
 type Bucket struct {
 	root string // absolute and clean
 	url  string
-	dev  uint64
-	ino  uint64
+	id   identity
 
 	sys   system
 	named atomic.Bool // unnamed files do not work here; learnt from the first failure
@@ -71,7 +70,7 @@ func open(ctx context.Context, root string, sys system) (*Bucket, error) {
 	}
 	b := &Bucket{root: filepath.Clean(root), sys: sys}
 	b.url = (&url.URL{Scheme: storage.SchemeFile, Path: b.root}).String()
-	f, st, err := b.openRootAny()
+	f, id, err := b.openRootAny()
 	switch {
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR):
 		return nil, errs.Wrap(fmt.Errorf("%w: %w", storage.ErrUnavailable, err), errs.Storage,
@@ -82,7 +81,7 @@ func open(ctx context.Context, root string, sys system) (*Bucket, error) {
 			"Check that the user who runs the agent may read, write and enter the folder.",
 			"repository folder %s cannot be opened", b.root)
 	}
-	b.dev, b.ino = st.Dev, st.Ino
+	b.id = id
 	b.named.Store(!hasProc())
 	return b, f.Close()
 }
@@ -140,23 +139,23 @@ func (b *Bucket) String() string { return b.url }
 func (b *Bucket) Close() error { return nil }
 
 // openRootAny opens whatever directory is at the root's path now.
-func (b *Bucket) openRootAny() (*os.File, unix.Stat_t, error) {
-	var st unix.Stat_t
+func (b *Bucket) openRootAny() (*os.File, identity, error) {
 	fd, err := openat(unix.AT_FDCWD, b.root, unix.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
-		return nil, st, err
+		return nil, identity{}, err
 	}
 	f := os.NewFile(uintptr(fd), b.root)
-	if err := unix.Fstat(fd, &st); err != nil {
-		return nil, st, errors.Join(os.NewSyscallError("fstat", err), f.Close())
+	id, err := identify(f)
+	if err != nil {
+		return nil, identity{}, errors.Join(err, f.Close())
 	}
-	return f, st, nil
+	return f, id, nil
 }
 
 // openRoot opens the root and makes sure that it is the directory that was
 // there when the bucket was opened.
 func (b *Bucket) openRoot() (*os.File, error) {
-	f, st, err := b.openRootAny()
+	f, id, err := b.openRootAny()
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
 		return nil, fmt.Errorf("%w: the repository folder has vanished; is its file system still mounted? (%w)",
 			storage.ErrUnavailable, err)
@@ -164,7 +163,7 @@ func (b *Bucket) openRoot() (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if st.Dev != b.dev || st.Ino != b.ino {
+	if id != b.id {
 		f.Close()
 		return nil, fmt.Errorf("%w: another folder is now in the place of the repository folder; is its file system still mounted?",
 			storage.ErrUnavailable)

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -140,6 +141,35 @@ func TestVanishedRoot(t *testing.T) {
 	move(root+".away", root)
 	if _, err := b.Stat(t.Context(), "a/b"); err != nil {
 		t.Errorf("after it came back: %v", err)
+	}
+}
+
+// File systems use inode numbers again at once; a folder made anew is another
+// one all the same.
+func TestRootMadeAnew(t *testing.T) {
+	root := filepath.Join(t.TempDir(), "root")
+	b, err := Create(t.Context(), root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	made := func() time.Time {
+		t.Helper()
+		st, err := os.Stat(root)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return st.ModTime()
+	}
+	for first := made(); made().Equal(first); { // until the file system's clock ticks
+		if err := errors.Join(os.Remove(root), os.Mkdir(root, 0o750)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := b.Stat(t.Context(), "k"); !errors.Is(err, storage.ErrUnavailable) {
+		t.Errorf("stat: %v, want ErrUnavailable", err)
+	}
+	if err := putErr(t.Context(), b, "k"); !errors.Is(err, storage.ErrUnavailable) {
+		t.Errorf("put: %v, want ErrUnavailable", err)
 	}
 }
 

@@ -57,6 +57,32 @@ func lstatat(dir *os.File, name string) (unix.Stat_t, error) {
 	}
 }
 
+// identity tells a directory from any other that may be at its path later.
+// The kernel gives the device numbers of unmounted tmpfs, NFS, btrfs and
+// overlay mounts to later ones, and file systems their inode numbers; the time
+// of birth, where the file system keeps it (statx(2), STATX_BTIME), differs.
+type identity struct {
+	dev, ino uint64
+	birth    unix.StatxTimestamp
+}
+
+func identify(f *os.File) (identity, error) {
+	var sx unix.Statx_t
+	if err := unix.Statx(int(f.Fd()), "", unix.AT_EMPTY_PATH, unix.STATX_INO|unix.STATX_BTIME, &sx); err == nil {
+		id := identity{dev: unix.Mkdev(sx.Dev_major, sx.Dev_minor), ino: sx.Ino}
+		if sx.Mask&unix.STATX_BTIME != 0 {
+			id.birth = sx.Btime
+		}
+		return id, nil
+	}
+	// An old kernel, or a container's filter, that does not know statx.
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return identity{}, os.NewSyscallError("fstat", err)
+	}
+	return identity{dev: st.Dev, ino: st.Ino}, nil
+}
+
 func fileType(st unix.Stat_t) uint32 { return st.Mode & unix.S_IFMT }
 
 // procPath is the name by which an open file can be linked without a
