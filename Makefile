@@ -72,8 +72,12 @@ fmt-check: go-present
 	if [ -n "$$bad" ]; then echo "not formatted, run make fmt:"; echo "$$bad"; exit 1; fi
 
 .PHONY: bench
-bench: build ## Run the benchmarks (BENCH=pattern, BENCHTIME=1s)
+bench: build ## Measure against the usual tools, side by side (RUN=pattern, BENCH_SCALE=140)
 	testing/install/postgres.sh bench
+	go test -tags bench -count=1 -v -timeout 0 $(if $(RUN),-run '$(RUN)') ./testing/bench
+
+.PHONY: bench-go
+bench-go: go-present ## Run the Go benchmarks of the packages (BENCH=pattern, BENCHTIME=1s)
 	go test -run '^$$' -bench '$(BENCH)' -benchmem -benchtime $(BENCHTIME) -timeout 0 $(PKG)
 
 .PHONY: fuzz

@@ -15,7 +15,7 @@ const (
 	SchemeFile  = "file"
 	SchemeS3    = "s3"
 	SchemeGCS   = "gs"
-	SchemeAzure = "azure"
+	SchemeAzure = "azblob"
 	SchemeSFTP  = "sftp"
 )
 
@@ -25,7 +25,7 @@ func schemeForms() map[string]string {
 		SchemeFile:  "file:///folder",
 		SchemeS3:    "s3://bucket/prefix",
 		SchemeGCS:   "gs://bucket/prefix",
-		SchemeAzure: "azure://container/prefix",
+		SchemeAzure: "azblob://container/prefix",
 		SchemeSFTP:  "sftp://user@host:port/folder",
 	}
 }

@@ -21,7 +21,7 @@ func TestParseURL(t *testing.T) {
 		{"s3://bucket/", "s3", "bucket", ""},
 		{"s3://bucket/pre/fix/", "s3", "bucket", "pre/fix"},
 		{"gs://bucket/p", "gs", "bucket", "p"},
-		{"azure://container/p", "azure", "container", "p"},
+		{"azblob://container/p", "azblob", "container", "p"},
 		{"sftp://host/srv/backup", "sftp", "host", "/srv/backup"},
 		{"sftp://me@host:2222/srv//backup/", "sftp", "me@host:2222", "/srv/backup"},
 		{"sftp://[::1]:22/b", "sftp", "[::1]:22", "/b"},
