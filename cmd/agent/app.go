@@ -173,7 +173,7 @@ func (a *app) bucket(ctx context.Context, cfg *config.Config, local func(context
 	if cfg.Bandwidth > 0 {
 		b = decorate.Bandwidth(b, decorate.BandwidthOptions{Up: cfg.Bandwidth, Down: cfg.Bandwidth})
 	}
-	return decorate.Retry(b, decorate.RetryOptions{Log: a.log}), nil
+	return decorate.Retry(b, decorate.RetryOptions{Log: a.log, Now: time.Now}), nil
 }
 
 // repository makes the handle with the keys of the configuration.

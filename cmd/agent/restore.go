@@ -118,7 +118,7 @@ func (a *app) fetchBackup(cmd *cobra.Command, args []string, f targetFlags) erro
 	if err != nil {
 		return err
 	}
-	return a.fetchSummary(cfg, res, dest, target)
+	return a.fetchSummary(res, dest, target)
 }
 
 // target reads the flags; two targets are one too many, for PostgreSQL also.
@@ -178,8 +178,8 @@ func resolve(path string) (string, error) {
 	}
 	rest := ""
 	for dir := abs; ; dir = filepath.Dir(dir) {
-		if real, err := filepath.EvalSymlinks(dir); err == nil {
-			return filepath.Join(real, rest), nil
+		if resolved, err := filepath.EvalSymlinks(dir); err == nil {
+			return filepath.Join(resolved, rest), nil
 		}
 		if dir == "/" {
 			return abs, nil
@@ -229,7 +229,7 @@ func (a *app) restoreCommand(cfg *config.Config) (string, error) {
 	return strings.Join(words, " "), nil
 }
 
-func (a *app) fetchSummary(cfg *config.Config, res *restore.Result, dest string, target restore.Target) error {
+func (a *app) fetchSummary(res *restore.Result, dest string, target restore.Target) error {
 	rate := float64(res.Bytes) / max(res.Elapsed.Seconds(), 0.001)
 	out := &strings.Builder{}
 	fmt.Fprintf(out, "restored backup %s into %s\n", res.Backup.Name, dest)

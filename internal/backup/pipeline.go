@@ -43,15 +43,21 @@ type pipeline struct {
 
 	units chan *unit
 	done  chan *unit
-	order chan any // *fileState or repo.Entry, in manifest order
+	order chan ordered // in manifest order
 	limit *rate.Limiter
+}
+
+// ordered is a file, or an entry that needs no worker.
+type ordered struct {
+	file  *fileState
+	entry repo.Entry
 }
 
 // copyFiles runs the pipeline to its end. w's visit is set here.
 func copyFiles(ctx context.Context, w *walker, packs *repo.Writer, manifest *repo.ManifestWriter, opts copyOptions) error {
 	p := &pipeline{
 		opts: opts, packs: packs, manifest: manifest,
-		units: make(chan *unit), done: make(chan *unit, 4*opts.workers), order: make(chan any, 1024),
+		units: make(chan *unit), done: make(chan *unit, 4*opts.workers), order: make(chan ordered, 1024),
 	}
 	if opts.readRate > 0 {
 		p.limit = rate.NewLimiter(rate.Limit(opts.readRate), max(int(min(opts.readRate/8, 1<<20)), 64<<10))
@@ -93,7 +99,7 @@ func (p *pipeline) produce(ctx context.Context, w *walker) error {
 	}
 	// The collector may be waiting for a file of the batch: before this
 	// goroutine waits for the collector, the batch goes to the workers.
-	next := func(entry any) error {
+	next := func(entry ordered) error {
 		select {
 		case p.order <- entry:
 			return nil
@@ -106,10 +112,10 @@ func (p *pipeline) produce(ctx context.Context, w *walker) error {
 	}
 	w.visit = func(s source) error {
 		if s.Kind != repo.EntryFile {
-			return next(s.Entry)
+			return next(ordered{entry: s.Entry})
 		}
 		f := newFileState(s)
-		if err := next(f); err != nil {
+		if err := next(ordered{file: f}); err != nil {
 			return err
 		}
 		if s.Size > batchBytes {
@@ -188,10 +194,10 @@ func (p *pipeline) work(ctx context.Context) error {
 // collect adds entries to the manifest in the order of the walk; a file is
 // added when its last stretch has been read.
 func (p *pipeline) collect(ctx context.Context) error {
-	for entry := range p.order {
-		f, ok := entry.(*fileState)
-		if !ok {
-			if err := p.manifest.Add(ctx, entry.(repo.Entry), nil, nil); err != nil {
+	for next := range p.order {
+		f := next.file
+		if f == nil {
+			if err := p.manifest.Add(ctx, next.entry, nil, nil); err != nil {
 				return err
 			}
 			continue

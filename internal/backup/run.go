@@ -205,8 +205,8 @@ func ownDirectory(given, reported string) (string, error) {
 
 // within reports whether path is dir or lies below it.
 func within(dir, path string) bool {
-	if real, err := filepath.EvalSymlinks(path); err == nil {
-		path = real
+	if resolved, err := filepath.EvalSymlinks(path); err == nil {
+		path = resolved
 	}
 	rel, err := filepath.Rel(dir, path)
 	return err == nil && filepath.IsLocal(rel)

@@ -147,8 +147,8 @@ func (w *walker) link(ctx context.Context, osPath, rel string) error {
 	if rel == "pg_wal" && info.IsDir() {
 		return w.visit(source{Entry: repo.Entry{Kind: repo.EntryDir, Path: rel, Mode: uint32(info.Mode().Perm())}})
 	}
-	oid, err := strconv.ParseUint(path.Base(rel), 10, 32)
-	if path.Dir(rel) != tablespaceDir || err != nil || !info.IsDir() {
+	oid, isOID := parseOID(path.Base(rel))
+	if path.Dir(rel) != tablespaceDir || !isOID || !info.IsDir() {
 		w.log.Warn("left out: a link that the server does not follow", "path", rel)
 		return nil
 	}
@@ -158,12 +158,17 @@ func (w *walker) link(ctx context.Context, osPath, rel string) error {
 	}
 	err = w.visit(source{Entry: repo.Entry{
 		Kind: repo.EntryTablespace, Path: rel, Mode: uint32(info.Mode().Perm()),
-		OID: uint32(oid), Location: target,
+		OID: oid, Location: target,
 	}})
 	if err != nil {
 		return err
 	}
 	return w.dir(ctx, osPath, rel)
+}
+
+func parseOID(s string) (uint32, bool) {
+	oid, err := strconv.ParseUint(s, 10, 32)
+	return uint32(oid), err == nil
 }
 
 func readError(err error) error { return fmt.Errorf("read data directory: %w", err) }

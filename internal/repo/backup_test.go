@@ -31,6 +31,10 @@ func TestBackupRoundTrip(t *testing.T) {
 		t.Fatal(err)
 	}
 	got, err := r.LoadBackup(t.Context(), testCluster, testName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want.Self = got.Self
 	if d := cmp.Diff(want, got); d != "" || err != nil {
 		t.Fatalf("%v\n%s", err, d)
 	}

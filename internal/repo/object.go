@@ -171,7 +171,7 @@ func (c *checkedReader) Read(p []byte) (int, error) {
 	}
 	switch {
 	case err == nil:
-	case err == io.EOF:
+	case errors.Is(err, io.EOF):
 		if o.hash != nil && [32]byte(o.hash.Sum(nil)) != *o.want {
 			return n, c.repo.damaged(errors.New("the SHA-256 of its raw bytes is not the one it carries"), o.key)
 		}

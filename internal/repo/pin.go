@@ -43,11 +43,11 @@ func (p *Pins) get(url string) (*pin, error) {
 		return nil, stateError(err)
 	}
 	var got pin
-	if err := json.Unmarshal(b, &got); err != nil || got.ID == "" {
-		// A torn pin is worth less than the repository's own word.
-		return nil, nil
+	if json.Unmarshal(b, &got) == nil && got.ID != "" {
+		return &got, nil
 	}
-	return &got, nil
+	// A torn pin is worth less than the repository's own word.
+	return nil, nil
 }
 
 // set records what was seen. An unchanged pin whose look is recent is left

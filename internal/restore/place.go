@@ -192,7 +192,10 @@ func (x *run) execute(ctx context.Context, p *plan, packs map[repo.PackID]repo.P
 	})
 	g, ctx := errgroup.WithContext(ctx)
 	jobs := make(chan frameJob, x.Concurrency)
-	buffers := &sync.Pool{New: func() any { return new([]byte) }}
+	buffers := make(chan []byte, 2*x.Concurrency)
+	for range cap(buffers) {
+		buffers <- nil // grown at first use
+	}
 	g.Go(func() error {
 		defer close(jobs)
 		fetch, ctx := errgroup.WithContext(ctx)
@@ -208,7 +211,7 @@ func (x *run) execute(ctx context.Context, p *plan, packs map[repo.PackID]repo.P
 	return g.Wait()
 }
 
-func (x *run) fetch(ctx context.Context, id repo.PackID, frames map[int64]*framePlan, packs map[repo.PackID]repo.Pack, jobs chan<- frameJob, buffers *sync.Pool) (err error) {
+func (x *run) fetch(ctx context.Context, id repo.PackID, frames map[int64]*framePlan, packs map[repo.PackID]repo.Pack, jobs chan<- frameJob, buffers <-chan []byte) (err error) {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
@@ -227,13 +230,18 @@ func (x *run) fetch(ctx context.Context, id repo.PackID, frames map[int64]*frame
 	}
 	slices.SortFunc(order, func(a, b *framePlan) int { return cmp.Compare(a.Offset, b.Offset) })
 	for _, f := range order {
-		buf := buffers.Get().(*[]byte)
-		*buf = slices.Grow((*buf)[:0], int(f.Length))[:f.Length]
-		if err := s.ReadFrame(f.Offset, *buf); err != nil {
+		var buf []byte
+		select {
+		case buf = <-buffers:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		buf = slices.Grow(buf[:0], int(f.Length))[:f.Length]
+		if err := s.ReadFrame(f.Offset, buf); err != nil {
 			return err
 		}
 		select {
-		case jobs <- frameJob{f, *buf, s}:
+		case jobs <- frameJob{f, buf, s}:
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
@@ -242,7 +250,7 @@ func (x *run) fetch(ctx context.Context, id repo.PackID, frames map[int64]*frame
 }
 
 // write decodes frames and puts their pieces into files.
-func (x *run) write(ctx context.Context, jobs <-chan frameJob, buffers *sync.Pool) error {
+func (x *run) write(ctx context.Context, jobs <-chan frameJob, buffers chan<- []byte) error {
 	var dec compress.Decoder
 	var raw []byte
 	for {
@@ -262,8 +270,7 @@ func (x *run) write(ctx context.Context, jobs <-chan frameJob, buffers *sync.Poo
 			if err := x.writePieces(raw, j.plan.pieces); err != nil {
 				return err
 			}
-			stored := j.stored
-			buffers.Put(&stored)
+			buffers <- j.stored // has room for all that there are
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}

@@ -57,12 +57,14 @@ var timeLayouts = []string{
 // ParseTime reads a target time such as "2026-11-20 14:29:00+00".
 func ParseTime(s string) (time.Time, error) {
 	for _, layout := range timeLayouts {
-		t, err := time.Parse(layout, s)
+		// In UTC, so that it does not depend on this host's zone what is known.
+		t, err := time.ParseInLocation(layout, s, time.UTC)
 		if err != nil {
 			continue
 		}
-		// Go takes any three letters for a zone and calls unknown ones UTC+0.
-		if name, offset := t.Zone(); offset == 0 && name != "" && name != "UTC" && name != "GMT" {
+		// Go takes any three letters for a zone and calls unknown ones UTC+0;
+		// GMT+3 is east of Greenwich for Go, and west of it for PostgreSQL.
+		if name, _ := t.Zone(); name != "" && name != "UTC" && name != "GMT" {
 			break
 		}
 		return t, nil

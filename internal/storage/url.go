@@ -77,7 +77,7 @@ func ParseURL(s string) (scheme, host, path string, err error) {
 	}
 	switch scheme {
 	case SchemeFile:
-		host, path, err = fileURL(u, form)
+		path, err = fileURL(u, form)
 	case SchemeSFTP:
 		host, path, err = sftpURL(u, form)
 	default:
@@ -105,15 +105,14 @@ func badURL(scheme, form, what string) error {
 }
 
 // fileURL follows RFC 8089: the host is empty or "localhost".
-func fileURL(u *url.URL, form string) (host, path string, err error) {
+func fileURL(u *url.URL, form string) (path string, err error) {
 	if u.Host != "" && u.Host != "localhost" {
-		return "", "", badURL(SchemeFile, form, "names a host or is not an absolute path")
+		return "", badURL(SchemeFile, form, "names a host or is not an absolute path")
 	}
 	if !strings.HasPrefix(u.Path, "/") {
-		return "", "", badURL(SchemeFile, form, "has no absolute path")
+		return "", badURL(SchemeFile, form, "has no absolute path")
 	}
-	path, err = cleanFolder(u.Path)
-	return "", path, err
+	return cleanFolder(u.Path)
 }
 
 func sftpURL(u *url.URL, form string) (host, path string, err error) {

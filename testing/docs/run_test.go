@@ -1,6 +1,7 @@
 package docs_test
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -8,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"walagent/testing/harness"
 )
@@ -15,6 +17,9 @@ import (
 // scratchPaths are the paths in the documents that stand for folders of the
 // scratch place.
 var scratchPaths = regexp.MustCompile(`(^|[\s='":])/(backup|restore|srv)\b`)
+
+// limit bounds the commands of one document, which may wait for ever.
+const limit = 3 * time.Minute
 
 // TestCommands runs the commands of each document.
 func TestCommands(t *testing.T) {
@@ -55,13 +60,16 @@ func runDocument(t *testing.T, d document) {
 		fmt.Fprintf(script, "echo '%s:%d' >&2\n{\n%s} >%s\n", d.name, b.line, here(b.script), outputOf(dir, i))
 	}
 	env := append(s.Env(), "PATH="+filepath.Join(dir, "bin")+":"+filepath.Dir(s.Tool("pg_ctl"))+":"+os.Getenv("PATH"))
-	cmd := harness.Command(t.Context(), t, dir, env, "/bin/bash", "-eu", "-o", "pipefail", "-c", script.String())
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	defer cancel()
+	cmd := harness.Command(ctx, t, dir, env, "/bin/bash", "-eu", "-o", "pipefail", "-c", script.String())
 	// Files, since the servers that are started keep what they are given.
 	messages, err := os.Create(filepath.Join(dir, "messages"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	cmd.Stdout, cmd.Stderr = messages, messages
+	cmd.WaitDelay = time.Second
 	err = cmd.Run()
 	if cerr := messages.Close(); cerr != nil {
 		t.Fatal(cerr)

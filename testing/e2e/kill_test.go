@@ -167,17 +167,25 @@ func moments() []moment {
 		{"first pack", func(t *testing.T, s *site, p *harness.Process) {
 			awaitLine(t, p, "backup started")
 			name := nameIn(t, p.Stderr())
-			await(t, "the first pack", func() bool {
-				return exists(filepath.Join(s.one(t, "cluster/*/backup"), name, "pack", "00000000")) || ended(p)
-			})
+			s.awaitObject(t, p, "cluster/*/backup/"+name+"/pack/00000000")
 		}},
 		{"waiting for WAL", func(t *testing.T, s *site, p *harness.Process) {
 			awaitLine(t, p, "backup started")
 			name := nameIn(t, p.Stderr())
-			await(t, "the list of packs", func() bool {
-				return exists(filepath.Join(s.one(t, "cluster/*/backup"), name, "packs")) || ended(p)
-			})
+			s.awaitObject(t, p, "cluster/*/backup/"+name+"/packs")
 		}},
+	}
+}
+
+// awaitObject waits for an object, which the running agent stores.
+func (s *site) awaitObject(t *testing.T, p *harness.Process, pattern string) {
+	t.Helper()
+	await(t, pattern, func() bool {
+		found, err := filepath.Glob(filepath.Join(s.repo, pattern))
+		return err == nil && len(found) > 0 || ended(p)
+	})
+	if ended(p) {
+		t.Fatalf("the agent ended too early:\n%s", p.Stderr())
 	}
 }
 

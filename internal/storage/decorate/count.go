@@ -2,6 +2,7 @@ package decorate
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"iter"
@@ -189,7 +190,7 @@ func (r *counted) WriteTo(w io.Writer) (int64, error) {
 }
 
 func (r *counted) end(err error) {
-	if r.kind == nil || r.failed || err == nil || err == io.EOF {
+	if r.kind == nil || r.failed || err == nil || errors.Is(err, io.EOF) {
 		return
 	}
 	r.failed = true

@@ -45,7 +45,7 @@ func openFS(t *testing.T, dir string) storage.Bucket {
 }
 
 // quick are options that make a retry wait next to nothing.
-func quick() RetryOptions { return RetryOptions{Initial: 1, Max: 1} }
+func quick() RetryOptions { return RetryOptions{Initial: 1, Max: 1, Now: time.Now} }
 
 // flaky fails every other call before it reaches the store, and breaks every
 // reader and every listing after a while.

@@ -31,7 +31,7 @@ type RetryOptions struct {
 	Tries int
 	// Log gets a warning before each wait. Default: none.
 	Log *slog.Logger
-	// Now is the clock. Default: the system's.
+	// Now is the clock; it must be given.
 	Now func() time.Time
 }
 
@@ -56,9 +56,6 @@ func Retry(b storage.Bucket, opts RetryOptions) storage.Bucket {
 	set(&opts.Elapsed, 2*time.Minute)
 	if opts.Log == nil {
 		opts.Log = slog.New(slog.DiscardHandler)
-	}
-	if opts.Now == nil {
-		opts.Now = time.Now
 	}
 	return &retry{Bucket: b, opts: opts}
 }
@@ -252,17 +249,21 @@ func (r *retry) Delete(ctx context.Context, keys ...string) error {
 // sortFailures takes the joined error of a Delete apart, by whether another
 // try may help. An error that names no keys gives nothing.
 func sortFailures(err error) (passing []*storage.Error, lasting []error) {
-	if one, ok := err.(*storage.Error); ok {
-		if errors.Is(one, storage.ErrUnavailable) {
-			return []*storage.Error{one}, nil
-		}
-		return nil, []error{one}
-	}
-	if many, ok := err.(interface{ Unwrap() []error }); ok {
+	var many interface{ Unwrap() []error }
+	if errors.As(err, &many) {
 		for _, e := range many.Unwrap() {
 			p, l := sortFailures(e)
 			passing, lasting = append(passing, p...), append(lasting, l...)
 		}
+		return passing, lasting
 	}
-	return passing, lasting
+	var one *storage.Error
+	switch {
+	case !errors.As(err, &one):
+		return nil, nil
+	case errors.Is(one, storage.ErrUnavailable):
+		return []*storage.Error{one}, nil
+	default:
+		return nil, []error{one}
+	}
 }

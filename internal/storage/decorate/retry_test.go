@@ -305,7 +305,7 @@ func TestRetryWaits(t *testing.T) {
 			at = append(at, time.Since(start))
 			return errBroken
 		}}
-		b := Retry(s, RetryOptions{Initial: time.Second, Max: 8 * time.Second, Elapsed: time.Minute})
+		b := Retry(s, RetryOptions{Now: time.Now, Initial: time.Second, Max: 8 * time.Second, Elapsed: time.Minute})
 		if _, err := b.Stat(t.Context(), "k"); !errors.Is(err, storage.ErrUnavailable) {
 			t.Errorf("stat: %v", err)
 		}
@@ -360,7 +360,7 @@ func TestRetryStopsWithContext(t *testing.T) {
 				},
 				del: func(int, []string) error { return errors.Join(failedKey("a", errBroken), failedKey("b", errBroken)) },
 			}
-			b := Retry(s, RetryOptions{Initial: time.Hour, Max: time.Hour, Elapsed: -1})
+			b := Retry(s, RetryOptions{Now: time.Now, Initial: time.Hour, Max: time.Hour, Elapsed: -1})
 			stop := context.AfterFunc(ctx, func() {})
 			defer stop()
 			if during == "wait" {

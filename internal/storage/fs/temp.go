@@ -127,9 +127,7 @@ func (t *temp) unname() error {
 // what is open. Its errors would say nothing new: a published file was synced,
 // and a reserved name that stays is hidden from every reader.
 func (t *temp) discard() {
-	if t.name != "" {
-		unix.Unlinkat(int(t.dir.Fd()), t.name, 0)
-	}
+	_ = t.unname()
 	t.f.Close()
 	t.dir.Close()
 }
