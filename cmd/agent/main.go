@@ -55,7 +55,7 @@ func execute(args []string, stdout, stderr io.Writer) int {
 	command := commandOf(root, args)
 	ctx, stop := app.signals(command)
 	defer stop()
-	err := root.ExecuteContext(ctx)
+	err := storeAdvice(root.ExecuteContext(ctx))
 	if err != nil && ctx.Err() != nil {
 		err = errs.Wrap(err, errs.Interrupted, "", "interrupted")
 	}

@@ -51,7 +51,7 @@ pg_control comes last: a restore that did not finish cannot be started. Run the
 same command again; it clears what is unfinished.`,
 		Example: `  agent backup-fetch /var/lib/postgresql/15/restored
   agent backup-fetch /srv/pg --target-time '2026-11-20 14:29:00+00' --target-action promote
-  agent backup-fetch /srv/pg 20261120T101530Z-k3v9qa --tablespace-map /fast=/srv/fast`,
+  agent backup-fetch /srv/pg 20261120T101530Z-k3v7qa --tablespace-map /fast=/srv/fast`,
 		Args: rangeArgs(1, 2, "backup-fetch DEST [NAME|LATEST]"),
 		RunE: func(cmd *cobra.Command, args []string) error { return a.fetchBackup(cmd, args, f) },
 	}

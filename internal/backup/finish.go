@@ -44,6 +44,11 @@ func (b *run) stop(ctx context.Context, start postgres.LSN, data *repo.Writer, m
 	if b.backup.NextXID, err = b.server.NextXID(ctx); err != nil {
 		return err
 	}
+	spaces, err := postgres.ParseTablespaceMap(stopped.TablespaceMap)
+	if err != nil {
+		return fmt.Errorf("read the server's tablespace map: %w", err)
+	}
+	b.backup.Tablespaces = len(spaces)
 	b.describe(label, stopped.LSN)
 	return b.finals(ctx, data, manifest, stopped, raw)
 }

@@ -102,10 +102,12 @@ func Run(ctx context.Context, r *repo.Repository, o Options) (res *Result, err e
 	if err := b.repo.Check(ctx); err != nil {
 		return nil, err
 	}
-	if err := b.claim(ctx, cancel); err != nil {
+	if err := b.claim(ctx); err != nil {
 		return nil, err
 	}
+	stopRenewing := b.renew(ctx, cancel)
 	defer b.release(ctx)
+	defer stopRenewing()
 	if err := b.copy(ctx); err != nil {
 		if cause := context.Cause(ctx); cause != nil && errors.Is(err, context.Canceled) {
 			err = cause
@@ -228,8 +230,8 @@ func (b *run) disconnect(ctx context.Context) error {
 	return nil
 }
 
-// claim announces the backup and keeps the claim alive.
-func (b *run) claim(ctx context.Context, cancel context.CancelCauseFunc) error {
+// claim names the backup and announces it.
+func (b *run) claim(ctx context.Context) error {
 	name, err := repo.NewBackupName(b.Now())
 	if err != nil {
 		return err
@@ -251,26 +253,34 @@ func (b *run) claim(ctx context.Context, cancel context.CancelCauseFunc) error {
 	b.lease, err = b.repo.Claim(ctx, cluster, repo.Claim{
 		Backup: name, Host: b.Host.Name, Machine: b.Host.Machine, State: b.StateDir, PID: os.Getpid(),
 	}, b.AllowConcurrent)
-	if err != nil {
-		return err
-	}
-	go b.renew(ctx, cancel)
-	return nil
+	return err
 }
 
-func (b *run) renew(ctx context.Context, cancel context.CancelCauseFunc) {
-	tick := time.NewTicker(repo.ClaimRenewal)
-	defer tick.Stop()
-	for {
-		select {
-		case <-tick.C:
-			if err := b.lease.Renew(ctx); err != nil {
-				cancel(fmt.Errorf("renew claim: %w", err))
+// renew keeps the claim alive until the returned function is called. A claim
+// that cannot be renewed ends the backup: another host may take it for dead.
+func (b *run) renew(ctx context.Context, cancel context.CancelCauseFunc) (stop func()) {
+	quit := make(chan struct{})
+	var done sync.WaitGroup
+	done.Go(func() {
+		tick := time.NewTicker(repo.ClaimRenewal)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				if err := b.lease.Renew(ctx); err != nil {
+					cancel(fmt.Errorf("renew claim: %w", err))
+					return
+				}
+			case <-ctx.Done():
+				return
+			case <-quit:
 				return
 			}
-		case <-ctx.Done():
-			return
 		}
+	})
+	return func() {
+		close(quit)
+		done.Wait()
 	}
 }
 

@@ -78,6 +78,9 @@ func (w *walker) dir(ctx context.Context, osDir, rel string) error {
 func isDatabaseDir(dir string) bool { return postgres.ClassifyPath(dir + "/1").Relation }
 
 func (w *walker) entry(ctx context.Context, e os.DirEntry, osPath, rel string) error {
+	if path.Dir(path.Dir(rel)) == tablespaceDir && path.Base(rel) != w.versionDir {
+		return nil // another major's or another cluster's
+	}
 	info, err := e.Info()
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -118,9 +121,6 @@ func (w *walker) subdir(ctx context.Context, info fs.FileInfo, osPath, rel strin
 			w.log.Warn("left out: the agent's own directory", "path", rel)
 			return nil
 		}
-	}
-	if path.Dir(path.Dir(rel)) == tablespaceDir && path.Base(rel) != w.versionDir {
-		return nil // another major's or another cluster's
 	}
 	if err := w.visit(source{Entry: repo.Entry{Kind: repo.EntryDir, Path: rel, Mode: uint32(info.Mode().Perm())}}); err != nil {
 		return err

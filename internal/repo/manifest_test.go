@@ -25,8 +25,9 @@ type item struct {
 }
 
 // store writes items as a manifest and returns the backup that has it.
-func store(ctx context.Context, t testing.TB, r *Repository, items []item, frames map[PackID][]Frame) (*Backup, map[PackID]Pack) {
+func store(t testing.TB, r *Repository, items []item, frames map[PackID][]Frame) (*Backup, map[PackID]Pack) {
 	t.Helper()
+	ctx := t.Context()
 	set := newPacks(ctx, r, testName, 2)
 	m, err := r.NewManifestWriter(set.PackSet, ManifestHeader{Backup: testName, BlockSize: 8192, Mode: 0o700}, t.TempDir())
 	if err != nil {
@@ -72,7 +73,7 @@ func load(ctx context.Context, r *Repository, b *Backup, packs map[PackID]Pack) 
 	defer func() { err = errors.Join(err, m.Close()) }()
 	for {
 		e, parts, err := m.Next(ctx)
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return items, m.Totals(), nil
 		}
 		if err != nil {
@@ -149,7 +150,7 @@ func TestManifestRoundTrip(t *testing.T) {
 		r := testRepo(bucket, k, codec)
 		want := drawTree(rt)
 		id, frames := lent()
-		b, packs := store(t.Context(), t, r, want, map[PackID][]Frame{id: frames})
+		b, packs := store(t, r, want, map[PackID][]Frame{id: frames})
 		got, totals, err := load(t.Context(), r, b, packs)
 		if err != nil {
 			rt.Fatal(err)
@@ -350,7 +351,7 @@ func TestManifestReaderRefuses(t *testing.T) {
 		"twice the same":              {newRoot().dir("b").dir("b").end(2, 0, 0).b, "not in order"},
 		"plain file after a final":    {newRoot().file(0, "a", 0, 1).file(0, "b", 0, 0).end(2, 2, 0).b, "not in order"},
 		"tablespace elsewhere":        {newRoot().tablespace("base", 16384).end(1, 0, 0).b, "tablespace"},
-		"tablespace of another OID":   {newRoot().tablespace("pg_tblspc/1", 16384).end(1, 0, 0).b, "tablespace"},
+		"tablespace of another OID":   {newRoot().tablespace("pg_tblspc/16384", 16385).end(1, 0, 0).b, "tablespace"},
 		"content without a section":   {newRoot().file(0, "a", 1, 0).end(1, 1, 1).b, "where the section"},
 		"shared beyond the last path": {newRoot().dir("a").file(2, "b", 0, 0).end(2, 1, 0).b, "beyond"},
 	}

@@ -95,6 +95,13 @@ func (d *destination) check(ctx context.Context, owner string) error {
 			return errs.New(errs.Usage, "The backup's tablespaces are at: "+d.locations(), "--tablespace-map names %s, where the backup has no tablespace", from)
 		}
 	}
+	taken := map[string]string{d.root: "the data directory"}
+	for _, link := range slices.Sorted(maps.Keys(d.where)) {
+		if other, ok := taken[d.where[link]]; ok {
+			return errs.New(errs.Destination, "Give each its own directory with --tablespace-map.", "%s and %s would both be restored to %s", other, link, d.where[link])
+		}
+		taken[d.where[link]] = link
+	}
 	for dir := range d.places {
 		if !filepath.IsAbs(dir) {
 			return errs.New(errs.Destination, "Move it with --tablespace-map.", "tablespace location %q is not an absolute path", dir)
@@ -289,7 +296,12 @@ func (d *destination) chooseOwner(recorded string) error {
 func (d *destination) begin(b *repo.Backup, now time.Time) error {
 	dirs := slices.Sorted(maps.Keys(d.places))
 	for _, dir := range dirs {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
+		// The directories above are not given away: where root makes them, the
+		// server's user must be able to pass.
+		if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+			return d.explain(err)
+		}
+		if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 			return d.explain(err)
 		}
 		if err := os.Chmod(dir, d.mode); err != nil {

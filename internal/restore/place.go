@@ -26,6 +26,9 @@ import (
 // piece. Within a batch each pack is fetched once.
 const batchPieces = 1 << 19
 
+// filePieces is how many pieces a file counts for.
+const filePieces = 4
+
 // maxFinal bounds the files that are held in memory until their turn.
 const maxFinal = 64 << 20
 
@@ -128,6 +131,9 @@ func (x *run) place(ctx context.Context, m *repo.ManifestReader, packs map[repo.
 // plan adds the pieces of a file. Zeros are not written: the file gets its
 // size and they are there.
 func (x *run) plan(p *plan, f *pending, parts []repo.FilePart) error {
+	// A file costs memory too, as much as some pieces: there may be millions
+	// of empty ones.
+	p.pieces += filePieces
 	offset, zero := int64(0), f.Size == 0
 	for _, part := range parts {
 		for _, r := range part.Runs {

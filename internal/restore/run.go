@@ -125,7 +125,7 @@ func (x *run) choose(ctx context.Context) error {
 			"backup", string(a.Name), "backup_timeline", uint32(a.Timeline), "timeline", uint32(x.choice.Timeline))
 	}
 	if b.BadPages > 0 {
-		x.Log.Warn("the backup was marked for pages with wrong checksums", "pages", b.BadPages, "first", b.BadPageSample[0])
+		x.Log.Warn("the backup was marked for pages with wrong checksums", "pages", b.BadPages, "sample", b.BadPageSample)
 	}
 	return nil
 }

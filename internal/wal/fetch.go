@@ -264,10 +264,15 @@ func copyChecked(w io.Writer, body io.Reader, file postgres.WALFile, cluster rep
 		_, err := w.Write(raw)
 		return destError(err)
 	})
-	if err != nil || check == nil {
+	switch {
+	case err != nil:
 		return err
+	case check != nil:
+		return wrong(check.Close())
+	case file.Kind == postgres.WALSegment || file.Kind == postgres.WALPartial:
+		return wrong(errors.New("it is empty"))
 	}
-	return wrong(check.Close())
+	return nil
 }
 
 func syncDir(dir string) error {

@@ -189,10 +189,10 @@ func (s *site) awaitObject(t *testing.T, p *harness.Process, pattern string) {
 	}
 }
 
-// nameIn finds the backup's name in the agent's log.
+// nameIn finds the name of the backup that the agent began, in its log.
 func nameIn(t *testing.T, log string) string {
 	t.Helper()
-	_, rest, ok := strings.Cut(log, "backup=")
+	_, rest, ok := strings.Cut(log, `msg="backup started" backup=`)
 	if !ok {
 		t.Fatalf("no backup is named in: %s", log)
 	}
@@ -219,6 +219,7 @@ func TestInterruptedBackup(t *testing.T) {
 				args := []string{"backup-push"}
 				if m.name == "waiting for WAL" {
 					makeDir(t, gate)
+					t.Cleanup(func() { _ = os.RemoveAll(gate) }) // it is gone already, unless the test failed
 				} else {
 					args = append(args, "--read-rate", "25MB")
 				}

@@ -26,6 +26,11 @@ type reader struct {
 	dir        string // of the cluster
 	identities []age.Identity
 	packs      map[string][]byte // opened, by lender and number
+
+	// The frame that was read last: small files share one.
+	lastPack   string
+	lastOffset uint64
+	lastRaw    []byte
 }
 
 // backupJSON is what a restore needs of backup.json.
@@ -100,6 +105,9 @@ func (r *reader) begin(name string) (b backupJSON, manifest []byte, err error) {
 	if err == nil {
 		err = json.Unmarshal(raw, &b)
 	}
+	if err == nil {
+		err = checkSelf(raw)
+	}
 	if err != nil || b.Format != 1 || b.Name != name {
 		return b, nil, fmt.Errorf("read backup.json (%+v): %w", b, err)
 	}
@@ -136,6 +144,18 @@ func (r *reader) begin(name string) (b backupJSON, manifest []byte, err error) {
 	return b, manifest, err
 }
 
+// checkSelf compares the hash that backup.json carries of itself.
+func checkSelf(body []byte) error {
+	at := bytes.LastIndex(body, []byte(`"self_sha256": "`)) + len(`"self_sha256": "`)
+	digits := string(body[at : at+64])
+	blank := bytes.Clone(body)
+	copy(blank[at:], strings.Repeat("0", 64))
+	if sum := sha256.Sum256(blank); hex.EncodeToString(sum[:]) != digits {
+		return fmt.Errorf("backup.json says that its hash is %s, it is %x", digits, sum)
+	}
+	return nil
+}
+
 func readChecked(path string, want digest) ([]byte, error) {
 	b, err := os.ReadFile(path)
 	if err != nil {
@@ -148,6 +168,9 @@ func packID(backup string, number uint64) string { return fmt.Sprintf("%s/%d", b
 
 // frame decompresses one frame of a pack.
 func (r *reader) frame(id string, offset, length, raw uint64) ([]byte, error) {
+	if r.lastRaw != nil && r.lastPack == id && r.lastOffset == offset {
+		return r.lastRaw, nil
+	}
 	pack := r.packs[id]
 	if offset+length > uint64(len(pack)) {
 		return nil, fmt.Errorf("frame at %d of pack %s is beyond its end", offset, id)
@@ -155,6 +178,9 @@ func (r *reader) frame(id string, offset, length, raw uint64) ([]byte, error) {
 	b, err := decompress(pack[offset : offset+length])
 	if err == nil && uint64(len(b)) != raw {
 		err = fmt.Errorf("frame at %d of pack %s has %d raw bytes instead of %d", offset, id, len(b), raw)
+	}
+	if err == nil {
+		r.lastPack, r.lastOffset, r.lastRaw = id, offset, b
 	}
 	return b, err
 }

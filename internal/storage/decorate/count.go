@@ -36,8 +36,9 @@ func (c Counts) Sub(earlier Counts) Counts {
 	}
 }
 
-// kinds gives the counts by the names of the kinds, in a fixed order.
-func (c Counts) kinds() iter.Seq2[string, KindCounts] {
+// Kinds gives the counts by the names of the kinds ("PUT", "GET", "LIST",
+// "STAT", "DELETE"), in this order.
+func (c Counts) Kinds() iter.Seq2[string, KindCounts] {
 	return func(yield func(string, KindCounts) bool) {
 		_ = yield("PUT", c.Put) && yield("GET", c.Get) && yield("LIST", c.List) && yield("STAT", c.Stat) && yield("DELETE", c.Delete)
 	}
@@ -47,7 +48,7 @@ func (c Counts) kinds() iter.Seq2[string, KindCounts] {
 // failed), 3 GET". Bytes are left to the caller.
 func (c Counts) String() string {
 	var parts []string
-	for name, k := range c.kinds() {
+	for name, k := range c.Kinds() {
 		switch {
 		case k.Errors > 0:
 			parts = append(parts, fmt.Sprintf("%d %s (%d failed)", k.Requests, name, k.Errors))

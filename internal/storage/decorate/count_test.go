@@ -3,13 +3,10 @@ package decorate
 import (
 	"errors"
 	"io"
-	"strings"
 	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/common/expfmt"
 
 	"walagent/internal/storage"
 )
@@ -100,49 +97,5 @@ func TestCountBrokenReader(t *testing.T) {
 	}
 	if diff := cmp.Diff(Counts{Get: KindCounts{1, 1}, Down: 4}, b.Counts()); diff != "" {
 		t.Errorf("counts (-want +got):\n%s", diff)
-	}
-}
-
-func TestCollector(t *testing.T) {
-	c := NewCollector("file:///backup", func() Counts {
-		return Counts{Put: KindCounts{21, 2}, Get: KindCounts{3, 0}, List: KindCounts{4, 1}, Up: 1000, Down: 2000}
-	})
-	const want = `
-# HELP walagent_storage_bytes_total Bytes sent to the store and read from it.
-# TYPE walagent_storage_bytes_total counter
-walagent_storage_bytes_total{direction="down",repository="file:///backup"} 2000
-walagent_storage_bytes_total{direction="up",repository="file:///backup"} 1000
-# HELP walagent_storage_errors_total Operations on the store that failed, by kind.
-# TYPE walagent_storage_errors_total counter
-walagent_storage_errors_total{kind="delete",repository="file:///backup"} 0
-walagent_storage_errors_total{kind="get",repository="file:///backup"} 0
-walagent_storage_errors_total{kind="list",repository="file:///backup"} 1
-walagent_storage_errors_total{kind="put",repository="file:///backup"} 2
-walagent_storage_errors_total{kind="stat",repository="file:///backup"} 0
-# HELP walagent_storage_requests_total Operations on the store, by kind.
-# TYPE walagent_storage_requests_total counter
-walagent_storage_requests_total{kind="delete",repository="file:///backup"} 0
-walagent_storage_requests_total{kind="get",repository="file:///backup"} 3
-walagent_storage_requests_total{kind="list",repository="file:///backup"} 4
-walagent_storage_requests_total{kind="put",repository="file:///backup"} 21
-walagent_storage_requests_total{kind="stat",repository="file:///backup"} 0
-`
-	// A pedantic registry also checks what Describe said.
-	registry := prometheus.NewPedanticRegistry()
-	if err := registry.Register(c); err != nil {
-		t.Fatal(err)
-	}
-	families, err := registry.Gather()
-	if err != nil {
-		t.Fatal(err)
-	}
-	var got strings.Builder
-	for _, family := range families {
-		if _, err := expfmt.MetricFamilyToText(&got, family); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if diff := cmp.Diff(want, "\n"+got.String()); diff != "" {
-		t.Errorf("metrics (-want +got):\n%s", diff)
 	}
 }

@@ -1,14 +1,19 @@
-package decorate
+// Package metrics shows what decorate.Count counts to Prometheus. It is a
+// package of its own so that only a program that serves metrics links the
+// Prometheus client, and not every archive_command.
+package metrics
 
 import (
 	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"walagent/internal/storage/decorate"
 )
 
 // collector shows counts to Prometheus.
 type collector struct {
-	counts                  func() Counts
+	counts                  func() decorate.Counts
 	requests, errors, bytes *prometheus.Desc
 }
 
@@ -19,8 +24,8 @@ type collector struct {
 //	walagent_storage_bytes_total{repository,direction}  direction is "up" or "down"
 //
 // where kind is put, get, list, stat or delete. The function is called for
-// each scrape, possibly by several at once; Counter.Counts is such a one.
-func NewCollector(repository string, counts func() Counts) prometheus.Collector {
+// each scrape, possibly by several at once; decorate.Counter.Counts is such a one.
+func NewCollector(repository string, counts func() decorate.Counts) prometheus.Collector {
 	fixed := prometheus.Labels{"repository": repository}
 	desc := func(name, help, label string) *prometheus.Desc {
 		return prometheus.NewDesc("walagent_storage_"+name+"_total", help, []string{label}, fixed)
@@ -44,7 +49,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	send := func(desc *prometheus.Desc, v uint64, label string) {
 		ch <- prometheus.MustNewConstMetric(desc, prometheus.CounterValue, float64(v), label)
 	}
-	for name, k := range counts.kinds() {
+	for name, k := range counts.Kinds() {
 		kind := strings.ToLower(name)
 		send(c.requests, k.Requests, kind)
 		send(c.errors, k.Errors, kind)
