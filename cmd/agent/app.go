@@ -31,6 +31,7 @@ type app struct {
 	log            *slog.Logger
 	jsonLog        bool
 	requests       *decorate.Counter
+	identities     *crypto.Identities
 }
 
 func newApp(stdout, stderr io.Writer) *app {
@@ -50,6 +51,12 @@ func (a *app) root() *cobra.Command {
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Version:       version,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			// Not a success: an archive_command that is just "agent" must not
+			// make PostgreSQL throw WAL away.
+			cmd.SetOut(a.stderr)
+			return errors.Join(errs.New(errs.Usage, "", "no command was given"), cmd.Help())
+		},
 	}
 	root.SetOut(a.stdout)
 	root.SetErr(a.stderr)
@@ -182,9 +189,10 @@ func (a *app) repository(ctx context.Context, cfg *config.Config, bucket storage
 	if err != nil {
 		return nil, err
 	}
-	keys := repo.Keys{Identities: crypto.NewIdentities(ctx, crypto.Sources{
+	a.identities = crypto.NewIdentities(ctx, crypto.Sources{
 		File: cfg.IdentityFile, Text: cfg.Identity, Command: cfg.IdentityCommand,
-	})}
+	})
+	keys := repo.Keys{Identities: a.identities}
 	for _, class := range []struct {
 		values []string
 		to     *crypto.Recipients

@@ -107,6 +107,7 @@ func (a *app) fetchBackup(cmd *cobra.Command, args []string, f targetFlags) erro
 	if err != nil {
 		return err
 	}
+	a.warnOfIdentities()
 	progress := a.progress()
 	res, err := restore.Run(cmd.Context(), r, restore.Options{
 		Cluster: cluster, Dest: dest, Name: name, Target: target, Tablespaces: tablespaces,
@@ -119,6 +120,21 @@ func (a *app) fetchBackup(cmd *cobra.Command, args []string, f targetFlags) erro
 		return err
 	}
 	return a.fetchSummary(res, dest, target)
+}
+
+// warnOfIdentities loads the keys that were given, to say early what is wrong
+// about them. Whether that matters shows when an object must be opened.
+func (a *app) warnOfIdentities() {
+	if !a.identities.Given() {
+		return
+	}
+	warnings, err := a.identities.Load()
+	if err != nil {
+		a.log.Debug("load identities", "error", err.Error())
+	}
+	for _, w := range warnings {
+		a.log.Warn(w)
+	}
 }
 
 // target reads the flags; two targets are one too many, for PostgreSQL also.
@@ -247,7 +263,8 @@ func (a *app) fetchSummary(res *restore.Result, dest string, target restore.Targ
 		fmt.Fprintf(out, "  pg_ctl -D %s start        (as the user that runs PostgreSQL)\n", shellQuote(dest))
 	}
 	if target.Kind != restore.TargetEnd && target.Action == "pause" {
-		fmt.Fprintf(out, "  look at the data; the server pauses at the target. To open it for writing: SELECT pg_wal_replay_resume();\n")
+		fmt.Fprintf(out, "  the server pauses at the target, for you to look; to open it for writing: SELECT pg_wal_replay_resume();\n")
+		fmt.Fprintf(out, "  (a table that was locked at that moment, as by DROP or TRUNCATE, can be read only after it)\n")
 	}
 	return fprint(a.stdout, "%s", out)
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -217,5 +218,48 @@ func TestWalker(t *testing.T) {
 	cancel(stop)
 	if err := w.run(ctx); !errors.Is(err, stop) {
 		t.Fatalf("got %v", err)
+	}
+}
+
+// Files begin at whole blocks of their pack, so that page files are counted in
+// blocks whatever lies beside them.
+func TestPipelineAligns(t *testing.T) {
+	dir := folder(t)
+	write(t, filepath.Join(dir, "a"), []byte("five."))
+	write(t, filepath.Join(dir, "base/5/16384"), noise(1, 3*block))
+	write(t, filepath.Join(dir, "base/5/16385"), noise(2, 200*block))
+	res, err := archive(t, dir, openFolder(t), compress.Setting{}, 1, nil, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	packs, err := res.repo.LoadPacks(t.Context(), res.backup)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := res.repo.OpenManifest(t.Context(), res.backup, packs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	runs := 0
+	for {
+		e, parts, err := m.Next(t.Context())
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range parts {
+			for _, r := range p.Runs {
+				runs++
+				if r.Raw%block != 0 {
+					t.Fatalf("%s begins in the middle of a block: %s", e.Path, r)
+				}
+			}
+		}
+	}
+	if runs < 3 {
+		t.Fatalf("%d runs", runs)
 	}
 }

@@ -192,7 +192,7 @@ func ownDirectory(given, reported string) (string, error) {
 	}
 	a, err := os.Stat(given)
 	if err != nil {
-		return "", errs.Wrap(err, errs.Usage, "", "open data directory")
+		return "", errs.Wrap(err, errs.Usage, "Give the server's data directory, or leave it out to take what the server reports ("+reported+").", "open data directory")
 	}
 	b, err := os.Stat(dir)
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"io"
 
 	"walagent/internal/crypto"
+	"walagent/internal/errs"
 )
 
 // PackStream yields the opened content of a stored pack in order, from one
@@ -54,10 +55,17 @@ func (s *PackStream) unseal() error {
 		s.r = rest
 		return nil
 	}
-	if s.r, err = s.repo.keys.Identities.Open(rest); err != nil {
-		return s.src.orDamaged(s.repo, err, s.key)
+	if s.r, err = s.repo.keys.Identities.Open(rest); err == nil {
+		return nil
 	}
-	return nil
+	// Damage to the header looks like a key that does not fit; the hash tells.
+	if errs.KindOf(err) == errs.Identity {
+		s.r = rest
+		if damage := s.Finish(); damage != nil {
+			return damage
+		}
+	}
+	return s.src.orDamaged(s.repo, err, s.key)
 }
 
 // ReadFrame reads the stored bytes of a frame into dst, which has the frame's

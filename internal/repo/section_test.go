@@ -140,6 +140,7 @@ func TestSectionRefuses(t *testing.T) {
 		"zeros of no bytes":       oneRun(100, Run{Zero: true}),
 		"run whose end overflows": oneRun(100, Run{Raw: 1, Length: math.MaxInt64}),
 		"more names than bytes":   {sectionVersion, 0xff, 0xff, 0xff, 0xff, 0x0f},
+		"a length that is cut":    []byte("\x01\xf7\xf7\xf7\xf7\xf7"),
 		"more packs than bytes":   {sectionVersion, 0, 0xff, 0xff, 0xff, 0xff, 0x0f},
 		"more parts than bytes":   {sectionVersion, 0, 0, 0xff, 0xff, 0xff, 0xff, 0x0f},
 		"more runs than bytes":    {sectionVersion, 0, 0, 1, 1, 0xff, 0xff, 0xff, 0xff, 0x0f},

@@ -49,7 +49,9 @@ func (d *decoder) uint() uint64 {
 		return 0
 	}
 	v, err := binary.ReadUvarint(d.r)
-	d.fail(err)
+	if d.fail(err); d.err != nil {
+		return 0 // not the part that was read: it may be any number
+	}
 	return v
 }
 
@@ -58,7 +60,9 @@ func (d *decoder) int() int64 {
 		return 0
 	}
 	v, err := binary.ReadVarint(d.r)
-	d.fail(err)
+	if d.fail(err); d.err != nil {
+		return 0
+	}
 	return v
 }
 
