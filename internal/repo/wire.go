@@ -45,23 +45,27 @@ func (d *decoder) byte() byte {
 }
 
 func (d *decoder) uint() uint64 {
-	if d.err != nil {
-		return 0
+	var v uint64
+	for shift := 0; ; shift += 7 {
+		b := d.byte()
+		if d.err == nil && shift == 63 && b > 1 {
+			d.malformed("a varint is longer than 64 bits")
+		}
+		if d.err != nil {
+			return 0
+		}
+		v |= uint64(b&0x7f) << shift
+		if b < 0x80 {
+			return v
+		}
 	}
-	v, err := binary.ReadUvarint(d.r)
-	if d.fail(err); d.err != nil {
-		return 0 // not the part that was read: it may be any number
-	}
-	return v
 }
 
 func (d *decoder) int() int64 {
-	if d.err != nil {
-		return 0
-	}
-	v, err := binary.ReadVarint(d.r)
-	if d.fail(err); d.err != nil {
-		return 0
+	u := d.uint()
+	v := int64(u >> 1)
+	if u&1 != 0 {
+		v = ^v
 	}
 	return v
 }
@@ -94,7 +98,8 @@ func (d *decoder) fail(err error) {
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		d.err = fmt.Errorf("%w: ends in the middle of a record", errMalformed)
 	default:
-		d.err = err
+		// A number of more than 64 bits, or what the layers below say.
+		d.err = fmt.Errorf("%w: %w", errMalformed, err)
 	}
 }
 
