@@ -131,21 +131,21 @@ func (a *app) backupList() *cobra.Command {
 				}
 			}
 			var backups []*repo.Backup
+			var failures []error
 			for _, id := range ids {
 				of, err := r.Backups(cmd.Context(), id)
-				if err != nil {
-					return err
-				}
+				failures = append(failures, err)
 				report.Sort(of)
 				backups = append(backups, of...)
 			}
+			// What can be read is shown, whatever else is damaged.
 			if asJSON {
-				return report.JSON(a.stdout, backups)
+				return errors.Join(append(failures, report.JSON(a.stdout, backups))...)
 			}
-			if len(backups) == 0 {
+			if len(backups) == 0 && errors.Join(failures...) == nil {
 				a.log.Info("there are no backups", "repository", r.String())
 			}
-			return report.Table(a.stdout, backups)
+			return errors.Join(append(failures, report.Table(a.stdout, backups))...)
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print an array of objects")

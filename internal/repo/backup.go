@@ -137,18 +137,25 @@ func (r *Repository) LoadBackup(ctx context.Context, cluster ClusterID, name Bac
 	if err != nil {
 		return nil, err
 	}
-	b := new(Backup)
-	d := json.NewDecoder(bytes.NewReader(body))
-	if err := d.Decode(b); err != nil {
-		return nil, r.damaged(fmt.Errorf("decode: %w", err), key)
-	}
 	digits, sum, ok := selfDigest(body)
-	if ok && string(digits) != sum.String() || !ok && b.Format == Format {
+	if ok && string(digits) != sum.String() {
 		return nil, r.damaged(errors.New("its SHA-256 is not the one it carries"), key)
 	}
-	if b.Format != Format {
-		return nil, errs.New(errs.Config, "Use the version of the agent that wrote it ("+b.Agent+") or a newer one.",
-			"backup %s has format %d; this agent reads format %d", name, b.Format, Format)
+	// Of another format no field but these has to be what it is today.
+	var other struct {
+		Format int    `json:"format"`
+		Agent  string `json:"agent"`
+	}
+	if err := json.Unmarshal(body, &other); err == nil && other.Format > Format {
+		return nil, errs.New(errs.Config, "Use the version of the agent that wrote it ("+other.Agent+") or a newer one.",
+			"backup %s has format %d; this agent reads format %d", name, other.Format, Format)
+	}
+	b := new(Backup)
+	if err := json.Unmarshal(body, b); err != nil {
+		return nil, r.damaged(fmt.Errorf("decode: %w", err), key)
+	}
+	if !ok || b.Format != Format {
+		return nil, r.damaged(errors.New("it has no format, or not its SHA-256"), key)
 	}
 	if b.Name != name || b.Cluster != cluster {
 		return nil, r.damaged(fmt.Errorf("it describes backup %s of cluster %s", b.Name, b.Cluster), key)
@@ -160,9 +167,11 @@ func (r *Repository) LoadBackup(ctx context.Context, cluster ClusterID, name Bac
 }
 
 // Backups loads all backups of a cluster: one listing and one small GET each.
-// Folders without backup.json are not backups and are left out.
+// Folders without backup.json are not backups and are left out. Those that can
+// be read are returned also when the error says that some are damaged.
 func (r *Repository) Backups(ctx context.Context, cluster ClusterID) ([]*Backup, error) {
 	var all []*Backup
+	var damaged []error
 	for dir, err := range children(ctx, r.bucket, cluster.backupPrefix()) {
 		if err != nil {
 			return nil, fmt.Errorf("list backups: %w", err)
@@ -172,7 +181,11 @@ func (r *Repository) Backups(ctx context.Context, cluster ClusterID) ([]*Backup,
 			continue
 		}
 		b, err := r.LoadBackup(ctx, cluster, name)
-		if errs.KindOf(err) == errs.NotFound {
+		switch errs.KindOf(err) {
+		case errs.NotFound:
+			continue
+		case errs.Damaged, errs.Config:
+			damaged = append(damaged, err)
 			continue
 		}
 		if err != nil {
@@ -180,7 +193,7 @@ func (r *Repository) Backups(ctx context.Context, cluster ClusterID) ([]*Backup,
 		}
 		all = append(all, b)
 	}
-	return all, nil
+	return all, errors.Join(damaged...)
 }
 
 // StorePacks creates the list of the backup's packs: a line of JSON for each,

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"walagent/internal/errs"
@@ -85,6 +86,9 @@ func (p *Pins) set(url, id string, now time.Time) error {
 }
 
 func stateError(err error) error {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return errs.Wrap(err, errs.NoSpace, "Make room where the state directory is, or give another with AGENT_STATE_DIR.", "use the state directory")
+	}
 	return errs.Wrap(err, errs.Config,
 		"The agent keeps small files there; give it a directory that its user may write with AGENT_STATE_DIR.",
 		"use the state directory")

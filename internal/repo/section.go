@@ -28,7 +28,7 @@ const (
 	maxRuns = 2 * sectionRuns
 	// maxSection, maxRawFrame, maxStoredFrame and maxPackSpan refuse a
 	// damaged length before memory is asked for.
-	maxSection     = 64 << 20
+	maxSection     = 16 << 20
 	maxRawFrame    = compress.MaxFrame
 	maxStoredFrame = compress.MaxFrame + 64<<10
 	maxPackSpan    = 1 << 40

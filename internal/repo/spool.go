@@ -30,7 +30,11 @@ func (s *spool) Write(p []byte) (int, error) {
 	}
 	s.size += int64(len(p))
 	if s.file != nil {
-		return s.file.Write(p)
+		n, err := s.file.Write(p)
+		if err != nil {
+			err = stateError(err)
+		}
+		return n, err
 	}
 	return s.mem.Write(p)
 }

@@ -94,9 +94,12 @@ func permanent(err error) error {
 	return backoff.Permanent(err)
 }
 
+// isOutage reports whether the repository could not be asked. That it is not
+// there is such a case: its mount may come back.
 func isOutage(err error) bool {
+	kind := errs.KindOf(err)
 	return errors.Is(err, storage.ErrUnavailable) || errors.Is(err, storage.ErrPermission) ||
-		errs.KindOf(err) == errs.Storage
+		kind == errs.Storage || kind == errs.NotInitialised
 }
 
 // isStandby looks for standby.signal beside the pg_wal that dest is in.

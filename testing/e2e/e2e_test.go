@@ -163,9 +163,9 @@ type backup struct {
 }
 
 // push takes a backup.
-func (s *site) push(t testing.TB, args ...string) backup {
+func (s *site) push(t testing.TB) backup {
 	t.Helper()
-	r := must(t, s.agent(t, append([]string{"backup-push", "--json"}, args...)...))
+	r := must(t, s.agent(t, "backup-push", "--json"))
 	return parse[backup](t, r.Stdout)
 }
 

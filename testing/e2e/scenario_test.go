@@ -60,7 +60,7 @@ func scenario(t *testing.T, major int, v variant) {
 	work := startLoad(t, s.Server)
 	work.more(t, 100)
 
-	b := backupWhileChanging(t, s, work, v)
+	b := backupWhileChanging(t, s, v)
 	work.more(t, 200)
 	want := work.mark(t)
 	work.more(t, 200)
@@ -144,12 +144,15 @@ func prepare(t *testing.T, s *site, space string) (unlogged string) {
 
 // backupWhileChanging takes a backup during which a database is created and
 // one dropped.
-func backupWhileChanging(t *testing.T, s *site, work *load, v variant) backup {
+func backupWhileChanging(t *testing.T, s *site, v variant) backup {
 	push := harness.StartAgent(t, s.env(), "backup-push", "--json", "--read-rate", "12MB")
 	awaitLine(t, push, "backup started")
 	push.Signal(syscall.SIGSTOP) // in the middle of copying, however fast this machine is
 	first := insertLSN(t, s.Server)
-	s.Exec(t, "CREATE DATABASE born "+v.strategy)
+	// From template0, which nobody changes: when a template is changed during a
+	// backup, here by autovacuum, replay copies that into the new database, half
+	// of it (PostgreSQL documentation, "Continuous Archiving", caveats).
+	s.Exec(t, "CREATE DATABASE born TEMPLATE template0 "+v.strategy)
 	born := database(t, s.Server, "born")
 	if _, err := born.Exec(t.Context(), "CREATE TABLE b AS SELECT g AS i FROM generate_series(1, 2000) g"); err != nil {
 		t.Fatal(err)
@@ -212,7 +215,6 @@ func restoredObjects(t *testing.T, c *harness.Server, space string) {
 		"SELECT count(*) FROM filler WHERE m = repeat(md5(i::text), 20)":                         9900,
 		"SELECT count(*) FROM scratch":                                                           0,
 		"SELECT count(*) FROM pg_database WHERE datname = 'doomed'":                              0,
-		"SELECT count(*) FROM pg_class WHERE relname = 'passing'":                                1, // its catalog row outlives a crash, its files do not
 		"SELECT count(*) FROM pg_tablespace WHERE pg_tablespace_location(oid) = '" + space + "'": 1,
 	} {
 		if got := c.QueryInt(t, query); got != want {
