@@ -2,7 +2,6 @@ package restore
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -18,24 +17,13 @@ import (
 	"time"
 
 	"github.com/dustin/go-humanize"
+	"github.com/gofrs/flock"
 	"golang.org/x/sys/unix"
 
 	"walagent/internal/errs"
 	"walagent/internal/postgres"
 	"walagent/internal/repo"
 )
-
-// markerName is in a directory while a restore into it is not finished. It
-// proves that everything in the directory is ours, so that the next restore
-// may clear it; PostgreSQL refuses to start there, since pg_control is missing.
-const markerName = ".agent-restore.json"
-
-// marker is the content of that file.
-type marker struct {
-	Backup      repo.BackupName `json:"backup"`
-	Started     time.Time       `json:"started"`
-	Directories []string        `json:"directories"` // all that the restore fills
-}
 
 // destination is the directory that is restored into, with the directories of
 // its tablespaces.
@@ -50,6 +38,8 @@ type destination struct {
 	where map[string]string
 	uid   int // owner to give to everything; -1: whoever runs this
 	gid   int
+	nonce string       // of this restore's markers
+	lock  *flock.Flock // on the marker of root; nil until it is there
 }
 
 func newDestination(dest string, mode uint32, moved map[string]string) *destination {
@@ -184,45 +174,6 @@ func runningServer(dir string) (pid int, running bool) {
 	return pid, err == nil || errors.Is(err, syscall.EPERM)
 }
 
-// clearUnfinished empties what an earlier restore left unfinished here.
-func (d *destination) clearUnfinished() error {
-	b, err := os.ReadFile(filepath.Join(d.root, markerName))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return d.explain(err)
-	}
-	if _, err := os.Stat(d.pathOf(postgres.ControlPath)); err == nil {
-		return nil // it was finished but for the marker; checkEmpty refuses
-	}
-	var m marker
-	if err := json.Unmarshal(b, &m); err != nil {
-		return errs.Wrap(err, errs.Destination, "Empty the directory by hand.", "read %s", filepath.Join(d.root, markerName))
-	}
-	for _, dir := range m.Directories {
-		if _, ours := d.places[dir]; !ours {
-			continue // of other options than today's; checkEmpty decides
-		}
-		entries, err := os.ReadDir(dir)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return d.explain(err)
-		}
-		for _, e := range entries {
-			if dir == d.root && e.Name() == markerName {
-				continue
-			}
-			if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
-				return d.explain(err)
-			}
-		}
-	}
-	return d.explain(os.Remove(filepath.Join(d.root, markerName)))
-}
-
 // checkSpace compares what each file system must take with what it has.
 func (d *destination) checkSpace() error {
 	need := make(map[uint64]int64)
@@ -308,11 +259,7 @@ func (d *destination) begin(b *repo.Backup, now time.Time) error {
 			return d.explain(err)
 		}
 	}
-	body, err := json.Marshal(marker{Backup: b.Name, Started: now.UTC(), Directories: dirs})
-	if err != nil {
-		return fmt.Errorf("encode marker: %w", err)
-	}
-	return d.writeFile(markerName, uint32(d.fileMode()), append(body, '\n'))
+	return d.mark(b.Name, now, dirs)
 }
 
 func (d *destination) fileMode() os.FileMode { return d.mode &^ 0o111 }
@@ -394,6 +341,9 @@ func (d *destination) finish(control *pending) error {
 			return d.explain(err)
 		}
 	}
+	if err := d.stillMarked(); err != nil {
+		return err
+	}
 	rel := postgres.ControlPath + ".agent-unfinished"
 	if err := d.writeFile(rel, control.Mode, control.body); err != nil {
 		return err
@@ -409,10 +359,7 @@ func (d *destination) finish(control *pending) error {
 	if err := syncDir(d.pathOf("global")); err != nil {
 		return d.explain(err)
 	}
-	if err := os.Remove(d.pathOf(markerName)); err != nil {
-		return d.explain(err)
-	}
-	return d.explain(syncDir(d.root))
+	return d.unmark()
 }
 
 // giveAway makes the owner chosen for root that of everything in dir.

@@ -119,7 +119,7 @@ func TestDestinationCheck(t *testing.T) {
 func TestClearUnfinished(t *testing.T) {
 	top := t.TempDir()
 	root, space, foreign := top+"/pg", top+"/space", top+"/foreign"
-	begin := func(location string) {
+	begin := func(location string) *destination {
 		t.Helper()
 		d := wanted(root, location, nil)
 		if err := errors.Join(d.check(t.Context(), me), d.begin(&repo.Backup{Name: "b"}, noon)); err != nil {
@@ -127,6 +127,12 @@ func TestClearUnfinished(t *testing.T) {
 		}
 		write(t, root+"/base/1", "x")
 		write(t, location+"/PG_15_202209061/5/1", "x")
+		return d
+	}
+	kill := func(d *destination) { // the kernel gives the lock back
+		if err := d.release(); err != nil {
+			t.Fatal(err)
+		}
 	}
 	names := func(dir string) (all []string) {
 		entries, err := os.ReadDir(dir)
@@ -138,8 +144,12 @@ func TestClearUnfinished(t *testing.T) {
 		}
 		return all
 	}
-	begin(space)
-	begin(space) // the same again: what was there is cleared first
+	running := begin(space)
+	if err := wanted(root, space, nil).check(t.Context(), me); errs.KindOf(err) != errs.Locked {
+		t.Fatalf("a second restore beside the first: %v", err)
+	}
+	kill(running)
+	kill(begin(space)) // the same again: what was there is cleared first
 	if got := names(root); !cmp.Equal(got, []string{markerName, "base"}) {
 		t.Fatalf("left in the data directory: %v", got)
 	}
@@ -156,8 +166,26 @@ func TestClearUnfinished(t *testing.T) {
 	if got := names(root); len(got) != 0 {
 		t.Fatalf("left in the data directory: %v", got)
 	}
-	if got := names(space); len(got) != 1 {
+	if got := names(space); len(got) != 2 {
 		t.Fatalf("the tablespace's directory of another restore has %v", got)
+	}
+	// A directory that was made anew since then, as a live server's
+	// tablespace, has no marker and is not touched.
+	if err := errors.Join(os.RemoveAll(space), os.RemoveAll(root)); err != nil {
+		t.Fatal(err)
+	}
+	kill(begin(space))
+	if err := os.Remove(space + "/" + markerName); err != nil {
+		t.Fatal(err)
+	}
+	if err := wanted(root, space, nil).check(t.Context(), me); errs.KindOf(err) != errs.Destination {
+		t.Fatalf("a live tablespace: %v", err)
+	}
+	if got := names(space); len(got) != 1 {
+		t.Fatalf("the live tablespace has %v", got)
+	}
+	if err := errors.Join(os.RemoveAll(root), os.Mkdir(root, 0o700)); err != nil {
+		t.Fatal(err)
 	}
 	if got := names(foreign); len(got) != 1 {
 		t.Fatalf("the link's target has %v", got)
@@ -166,6 +194,7 @@ func TestClearUnfinished(t *testing.T) {
 	if err := d.begin(&repo.Backup{Name: "b"}, noon); err != nil {
 		t.Fatal(err)
 	}
+	kill(d)
 	write(t, root+"/"+postgres.ControlPath, "x")
 	if err := wanted(root, "", nil).check(t.Context(), me); errs.KindOf(err) != errs.Destination {
 		t.Fatalf("got %v", err)

@@ -80,7 +80,8 @@ func Run(ctx context.Context, r *repo.Repository, o Options) (*Result, error) {
 	if x.dest, err = x.prepare(ctx); err != nil {
 		return nil, err
 	}
-	if err := x.restore(ctx, packs); err != nil {
+	err = x.restore(ctx, packs)
+	if err = errors.Join(err, x.dest.release()); err != nil {
 		return nil, fmt.Errorf("restore backup %s: %w", b.Name, err)
 	}
 	res := &Result{
@@ -191,6 +192,7 @@ func (x *run) restore(ctx context.Context, packs map[repo.PackID]repo.Pack) erro
 // not archive into the production repository under the same names.
 func (x *run) archivingOff() bool {
 	b := x.choice.Backup
-	same := b.Host == x.Host.Name && b.Machine == x.Host.Machine && b.Directory == x.dest.root
+	// Without a machine id, as in many containers, nothing proves the host.
+	same := b.Host == x.Host.Name && b.Machine != "" && b.Machine == x.Host.Machine && b.Directory == x.dest.root
 	return !same && !x.TakeOver
 }
