@@ -51,12 +51,7 @@ func (a *app) root() *cobra.Command {
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Version:       version,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			// Not a success: an archive_command that is just "agent" must not
-			// make PostgreSQL throw WAL away.
-			cmd.SetOut(a.stderr)
-			return errors.Join(errs.New(errs.Usage, "", "no command was given"), cmd.Help())
-		},
+		RunE:          func(cmd *cobra.Command, _ []string) error { return a.noCommand(cmd) },
 	}
 	root.SetOut(a.stdout)
 	root.SetErr(a.stderr)
@@ -237,16 +232,23 @@ func seeHelp(cmd *cobra.Command) string {
 	return "See: agent help" + path
 }
 
-// group makes a command that only holds others: called alone it prints its
-// help, and a misspelt subcommand is an error, not a success.
-func group(cmd *cobra.Command) *cobra.Command {
+// group makes a command that only holds others: called alone, or with a
+// misspelt subcommand, it is a failure.
+func (a *app) group(cmd *cobra.Command) *cobra.Command {
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if len(args) > 0 {
 			return errs.New(errs.Usage, seeHelp(cmd), "unknown command %q for %q", args[0], cmd.CommandPath())
 		}
-		return cmd.Help()
+		return a.noCommand(cmd)
 	}
 	return cmd
+}
+
+// noCommand prints the help, but not as a success: an archive_command that is
+// just "agent" must not make PostgreSQL throw WAL away.
+func (a *app) noCommand(cmd *cobra.Command) error {
+	cmd.SetOut(a.stderr)
+	return errors.Join(errs.New(errs.Usage, "", "no command was given"), cmd.Help())
 }
 
 // fprint writes to the user; a closed pipe is the reader's choice.

@@ -110,7 +110,9 @@ func (a *app) signals(command string) (context.Context, func()) {
 		signal.Ignore(syscall.SIGPIPE)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop) // a second signal kills
+	if command != "wal-push" {
+		context.AfterFunc(ctx, stop) // a second signal kills
+	}
 	return ctx, stop
 }
 

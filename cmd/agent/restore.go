@@ -148,7 +148,10 @@ func (f *targetFlags) target(cmd *cobra.Command) (restore.Target, error) {
 		read func() error
 	}{
 		{"target-time", restore.TargetTime, func() (err error) { t.Time, err = restore.ParseTime(f.time); return err }},
-		{"target-lsn", restore.TargetLSN, func() (err error) { t.LSN, err = postgres.ParseLSN(f.lsn); return err }},
+		{"target-lsn", restore.TargetLSN, func() (err error) {
+			t.LSN, err = postgres.ParseLSN(f.lsn)
+			return errs.Wrap(err, errs.Usage, "Write it as pg_current_wal_lsn() prints it, such as 0/3000028.", "%q is not an LSN", f.lsn)
+		}},
 		{"target-xid", restore.TargetXID, func() (err error) { t.XID, err = restore.ParseXID(f.xid); return err }},
 		{"target-name", restore.TargetName, func() error { t.Name = f.name; return nil }},
 		{"target-immediate", restore.TargetImmediate, func() error { return nil }},
@@ -213,7 +216,7 @@ func (a *app) restoreCommand(cfg *config.Config) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("find the agent's own path: %w", err)
 	}
-	words := []string{shellQuote(exe), "wal-fetch", "%f", "%p"}
+	words := []string{shellQuote(exe), "wal-fetch", "%f", "%p", "--state-dir", shellQuote(cfg.StateDir)}
 	if cfg.FilePath != "" {
 		path, err := filepath.Abs(cfg.FilePath)
 		if err != nil {
@@ -221,7 +224,7 @@ func (a *app) restoreCommand(cfg *config.Config) (string, error) {
 		}
 		words = append(words, "--config", shellQuote(path))
 	}
-	carried := map[string]bool{"repository": true, "identity_file": true, "state_dir": true, "standby_on_outage": true, "log_level": true, "log_format": true}
+	carried := map[string]bool{"repository": true, "identity_file": true, "standby_on_outage": true, "log_level": true, "log_format": true}
 	flagOf := make(map[string]string)
 	for _, o := range config.Options() {
 		flagOf[o.Key] = o.Flag
@@ -258,7 +261,7 @@ func (a *app) fetchSummary(res *restore.Result, dest string, target restore.Targ
 	}
 	fmt.Fprintf(out, "next:\n")
 	if res.ConfigGone {
-		fmt.Fprintf(out, "  there is no postgresql.conf in the backup: the server kept it elsewhere. Give yours with\n    pg_ctl -D %s -o '-c config_file=/etc/postgresql/...' start\n", shellQuote(dest))
+		fmt.Fprintf(out, "  there is no postgresql.conf in the backup: the server kept it elsewhere. Give yours, with\n    the restored directory, since that file names the old one, and a free port:\n    pg_ctl -D %[1]s -o '-c config_file=/etc/postgresql/... -c data_directory=%[1]s -p 5433' start\n", shellQuote(dest))
 	} else {
 		fmt.Fprintf(out, "  pg_ctl -D %s start        (as the user that runs PostgreSQL)\n", shellQuote(dest))
 	}
@@ -271,7 +274,7 @@ func (a *app) fetchSummary(res *restore.Result, dest string, target restore.Targ
 
 // latest is the backup that a restore without a name would take.
 func latest(cmd *cobra.Command, r *repo.Repository, id repo.ClusterID) (restore.Choice, error) {
-	histories, err := r.Histories(cmd.Context(), id)
+	histories, unreadable, err := r.Histories(cmd.Context(), id)
 	if err != nil {
 		return restore.Choice{}, err
 	}
@@ -279,5 +282,5 @@ func latest(cmd *cobra.Command, r *repo.Repository, id repo.ClusterID) (restore.
 	if err != nil {
 		return restore.Choice{}, err
 	}
-	return restore.Choose(backups, histories, restore.Target{}, "")
+	return restore.Choose(backups, histories, unreadable, restore.Target{}, "")
 }

@@ -13,7 +13,7 @@ import (
 )
 
 func (a *app) repoCommand() *cobra.Command {
-	cmd := group(&cobra.Command{Use: "repo", GroupID: "setup", Short: "Work with the repository itself"})
+	cmd := a.group(&cobra.Command{Use: "repo", GroupID: "setup", Short: "Work with the repository itself"})
 	cmd.AddCommand(&cobra.Command{
 		Use:   "init",
 		Short: "Make the repository",
@@ -83,7 +83,7 @@ in more than one place: without it no backup can be restored.
 }
 
 func (a *app) configCommand() *cobra.Command {
-	cmd := group(&cobra.Command{Use: "config", GroupID: "setup", Short: "Look at the configuration"})
+	cmd := a.group(&cobra.Command{Use: "config", GroupID: "setup", Short: "Look at the configuration"})
 	var asJSON bool
 	show := &cobra.Command{
 		Use:   "show",

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"path/filepath"
 
 	"github.com/spf13/cobra"
@@ -60,11 +61,8 @@ Beside a standby.signal an outage of the repository is waited out
 			if err != nil {
 				return err
 			}
-			r, err := a.open(cmd.Context(), cfg)
-			if err != nil {
-				return err
-			}
-			f := &wal.Fetcher{Repo: r, Log: a.log, OnOutage: wal.OutagePolicy(cfg.StandbyOnOutage), Cluster: repo.ClusterID(cluster)}
+			open := func(ctx context.Context) (*repo.Repository, error) { return a.open(ctx, cfg) }
+			f := &wal.Fetcher{Open: open, Log: a.log, OnOutage: wal.OutagePolicy(cfg.StandbyOnOutage), Cluster: repo.ClusterID(cluster)}
 			return f.Fetch(cmd.Context(), args[0], args[1])
 		},
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"walagent/internal/compress"
@@ -183,6 +184,41 @@ func (b *run) awaitWAL(ctx context.Context) error {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
+	}
+}
+
+// The segment before the start was completed by the switch that a backup begins
+// with: if it has not arrived after a while, archiving does not work, or goes
+// elsewhere. Better to say so now than after hours of copying.
+const archivingNotice = time.Minute
+
+// watchArchiving warns once while files are copied, until the returned function
+// is called.
+func (b *run) watchArchiving(ctx context.Context, start postgres.LSN) (stop func()) {
+	number := start.Segment(b.backup.SegmentSize)
+	if number == 0 {
+		return func() {}
+	}
+	before := postgres.Segment{Timeline: b.info.Timeline, Number: number - 1}
+	ctx, cancel := context.WithCancel(ctx)
+	var done sync.WaitGroup
+	done.Go(func() {
+		timer := time.NewTimer(archivingNotice)
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			return
+		}
+		missing, err := b.repo.MissingWAL(ctx, b.backup.Cluster, before, before, b.backup.SegmentSize)
+		if err == nil && missing != "" {
+			b.Log.Warn("WAL from before the backup has not arrived in the repository; if archive_command is not 'agent wal-push %p' with this repository, the backup will fail at its end",
+				"wal", missing, "repository", b.repo.String())
+		}
+	})
+	return func() {
+		cancel()
+		done.Wait()
 	}
 }
 

@@ -229,6 +229,9 @@ func (p *pipeline) addFile(ctx context.Context, f *fileState) error {
 		p.opts.meter.vanished.Add(1)
 		return nil
 	}
+	if now := f.results[0].now; now != nil {
+		f.Size, f.ModTime = now.size, now.modified
+	}
 	var runs []repo.Run
 	frames := make(map[repo.PackID][]repo.Frame)
 	for _, r := range f.results {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"os"
 	"time"
 
@@ -36,6 +37,12 @@ type stretchResult struct {
 	runs   []repo.Run
 	frames []repo.FrameRef
 	gone   bool
+	now    *fileNow // what the file was when it was opened, if that counts
+}
+
+type fileNow struct {
+	size     int64
+	modified time.Time
 }
 
 // unit is the work of one worker at a time: one stretch of a large file, or a
@@ -80,19 +87,31 @@ func (w *worker) do(ctx context.Context, u *unit) error {
 // read takes one stretch. Where the file has become shorter the rest is
 // zeros: the truncation is in the WAL and is done again by recovery.
 func (w *worker) read(ctx context.Context, s stretch, out *stretchResult) (err error) {
-	if s.length == 0 {
+	if s.length == 0 && s.file.class.Relation {
 		return nil
 	}
 	f, err := os.Open(s.file.osPath)
 	if errors.Is(err, fs.ErrNotExist) {
 		out.gone = true
-		out.runs = append(out.runs, repo.Run{Length: s.length, Zero: true})
+		if s.length > 0 {
+			out.runs = append(out.runs, repo.Run{Length: s.length, Zero: true})
+		}
 		return nil
 	}
 	if err != nil {
 		return w.explain(err, s)
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
+	if !s.file.class.Relation && len(s.file.results) == 1 {
+		// Files that are not relations are replaced whole (settings, say), and
+		// no WAL puts right what is cut: what is open now is the file.
+		info, err := f.Stat()
+		if err != nil {
+			return w.explain(err, s)
+		}
+		s.length = info.Size()
+		out.now = &fileNow{size: info.Size(), modified: info.ModTime()}
+	}
 	if err := w.align(ctx); err != nil {
 		return err
 	}
@@ -225,6 +244,7 @@ type pageChecker struct {
 	// current asks the server for its insert position.
 	current func(ctx context.Context) (postgres.LSN, error)
 	bad     *badPages
+	log     *slog.Logger
 }
 
 // check judges the whole pages of chunk, which begins at offset of the file,
@@ -245,7 +265,12 @@ func (p *pageChecker) check(ctx context.Context, f io.ReaderAt, file *fileState,
 		if err != nil {
 			return err
 		}
-		if !ok {
+		switch {
+		case ok:
+		case file.class.Rel.Fork == postgres.FSMFork || file.class.Rel.Fork == postgres.VMFork:
+			// The server replaces such a page by zeros when it reads it.
+			p.log.Warn("a page of a free space or visibility map has a wrong checksum", "path", file.Path, "block", block)
+		default:
 			p.bad.add(file.Path, block)
 		}
 	}

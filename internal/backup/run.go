@@ -102,6 +102,14 @@ func Run(ctx context.Context, r *repo.Repository, o Options) (res *Result, err e
 	if err := b.repo.Check(ctx); err != nil {
 		return nil, err
 	}
+	if err := b.describeRun(); err != nil {
+		return nil, err
+	}
+	unlockOwn, err := b.ownLock()
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, unlockOwn()) }()
 	if err := b.claim(ctx); err != nil {
 		return nil, err
 	}
@@ -230,8 +238,8 @@ func (b *run) disconnect(ctx context.Context) error {
 	return nil
 }
 
-// claim names the backup and announces it.
-func (b *run) claim(ctx context.Context) error {
+// describeRun names the backup and notes what is known before it begins.
+func (b *run) describeRun() error {
 	name, err := repo.NewBackupName(b.Now())
 	if err != nil {
 		return err
@@ -244,14 +252,21 @@ func (b *run) claim(ctx context.Context) error {
 		Checksums: b.control.DataChecksums(), Host: b.Host.Name, Machine: b.Host.Machine,
 		Directory: b.dataDir, User: ownerName(b.dataDir), Sealed: b.repo.Sealed(), Agent: b.Version,
 	}
-	if err := b.repo.EnsureCluster(ctx, repo.Cluster{
+	return nil
+}
+
+// claim announces the backup.
+func (b *run) claim(ctx context.Context) error {
+	cluster := b.backup.Cluster
+	err := b.repo.EnsureCluster(ctx, repo.Cluster{
 		ID: cluster, Major: b.info.Major, CatalogVersion: b.control.CatalogVersion,
 		BlockSize: b.control.BlockSize, RelSegBlocks: b.control.RelSegBlocks, SegmentSize: b.control.WALSegmentSize,
-	}); err != nil {
+	})
+	if err != nil {
 		return err
 	}
 	b.lease, err = b.repo.Claim(ctx, cluster, repo.Claim{
-		Backup: name, Host: b.Host.Name, Machine: b.Host.Machine, State: b.StateDir, PID: os.Getpid(),
+		Backup: b.backup.Name, Host: b.Host.Name, Machine: b.Host.Machine, State: b.StateDir, PID: os.Getpid(), Running: b.running,
 	}, b.AllowConcurrent)
 	return err
 }
@@ -361,12 +376,14 @@ func (b *run) files(ctx context.Context, start postgres.LSN, data *repo.Writer, 
 	w := b.newWalker()
 	stopEstimate := b.estimate(ctx)
 	defer stopEstimate()
+	stopWatch := b.watchArchiving(ctx, start)
+	defer stopWatch()
 	return copyFiles(ctx, w, data, manifest, copyOptions{
 		name: b.backup.Name, workers: b.Concurrency, codec: b.Codec, block: b.backup.BlockSize,
 		readRate: b.ReadRate, meter: &b.meter,
 		pages: &pageChecker{
 			enabled: b.backup.Checksums && b.backup.BlockSize == 8192, block: b.backup.BlockSize,
-			segBlocks: b.control.RelSegBlocks, start: start, current: b.insertLSN, bad: &b.bad,
+			segBlocks: b.control.RelSegBlocks, start: start, current: b.insertLSN, bad: &b.bad, log: b.Log,
 		},
 	})
 }

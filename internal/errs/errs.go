@@ -111,17 +111,24 @@ func Wrap(err error, kind Kind, hint, format string, args ...any) error {
 	return &Error{Kind: kind, Hint: hint, What: fmt.Sprintf(format, args...), Err: err}
 }
 
-// KindOf returns the kind of the outermost classified error in the chain.
+// KindOf returns the kind of the outermost classified error in the chain, or of
+// the first branch of a joined error that has one.
 func KindOf(err error) Kind {
-	for err != nil {
-		var e *Error
-		if !errors.As(err, &e) {
-			return Other
+	var e *Error
+	if errors.As(err, &e) && e.Kind != Other {
+		return e.Kind
+	}
+	// As looks at the first match alone; a classified error may be beside it.
+	var many interface{ Unwrap() []error }
+	if errors.As(err, &many) {
+		for _, branch := range many.Unwrap() {
+			if k := KindOf(branch); k != Other {
+				return k
+			}
 		}
-		if e.Kind != Other {
-			return e.Kind
-		}
-		err = e.Err
+	}
+	if e != nil {
+		return KindOf(e.Err)
 	}
 	return Other
 }

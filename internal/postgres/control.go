@@ -19,6 +19,10 @@ const ControlFileSize = 8192
 // ControlPath is where the control file lies in a data directory.
 const ControlPath = "global/pg_control"
 
+// ErrControlVersion is a pg_control of no supported major. Of its fields only
+// the system identifier can be read (ReadSystemIdentifier).
+var ErrControlVersion = errors.New("its layout is of no supported PostgreSQL major")
+
 // ErrControlCRC is a pg_control whose checksum is wrong. Of a running server
 // that is most likely a read in the middle of a write.
 var ErrControlCRC = errors.New("checksum of pg_control is wrong")
@@ -171,9 +175,9 @@ func controlCRCOffset(version uint32) (int, error) {
 		v := bits.ReverseBytes32(version)
 		return 0, errs.New(errs.Server, "Clusters of big-endian machines are not supported.", "pg_control is in big-endian byte order, version %d", v)
 	}
-	return 0, errs.New(errs.Server,
+	return 0, errs.Wrap(ErrControlVersion, errs.Server,
 		fmt.Sprintf("This agent supports PostgreSQL %d to %d; use a version of it that knows this server.", MinMajor, MaxMajor),
-		"pg_control has version %d, which is of no PostgreSQL major from %d to %d", version, MinMajor, MaxMajor)
+		"pg_control has version %d", version)
 }
 
 // decodeControl reads the fields, which have the same place in all supported

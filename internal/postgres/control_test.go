@@ -124,7 +124,7 @@ func TestParseControlRefuses(t *testing.T) {
 		{"cut", good[:200], "200 bytes"},
 		{"zeros", make([]byte, 8192), "version 0"},
 		{"older", put32(8, 1201), "version 1201"},
-		{"newer", put32(8, 1902), "version 1902, which is of no PostgreSQL major from 13 to 18"},
+		{"newer", put32(8, 1902), "version 1902: its layout is of no supported PostgreSQL major"},
 		{"big-endian", put32(8, 0x14050000), "big-endian"},
 		{"alignment", put32(204, 4), "another architecture"},
 		{"floats", put32(208, 1), "another architecture"},

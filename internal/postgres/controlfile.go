@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -76,4 +77,16 @@ func readControlFile(path string) ([]byte, error) {
 		return nil, errs.Wrap(err, errs.Damaged, "", "expected %d bytes", ControlFileSize)
 	}
 	return raw, nil
+}
+
+// ReadSystemIdentifier reads from the control file of pgdata the one field that
+// has the same place in every version, the first (src/include/catalog/pg_control.h).
+// It never changes, so a read beside a write is whole.
+func ReadSystemIdentifier(pgdata string) (uint64, error) {
+	path := filepath.Join(pgdata, filepath.FromSlash(ControlPath))
+	raw, err := readControlFile(path)
+	if err != nil {
+		return 0, fmt.Errorf("read %s: %w", path, err)
+	}
+	return binary.LittleEndian.Uint64(raw), nil
 }

@@ -32,6 +32,9 @@ type Claim struct {
 	Started time.Time  `json:"start_time"`
 	// TTL is for how many seconds of the store's time the claim holds.
 	TTL int `json:"ttl_seconds"`
+	// Running tells whether a backup that claims this host and state directory
+	// is still being made; nil: none is.
+	Running func(BackupName) bool `json:"-"`
 }
 
 // Lease is a held claim.
@@ -125,7 +128,9 @@ func (l *Lease) refuse(ctx context.Context, info storage.Info) error {
 	if err := json.Unmarshal(body, &other); err != nil {
 		return l.repo.damaged(fmt.Errorf("decode: %w", err), info.Key)
 	}
-	if other.Host == l.claim.Host && other.Machine == l.claim.Machine && other.State == l.claim.State {
+	// Without a machine id nothing proves that the host is this one.
+	here := other.Host == l.claim.Host && other.Machine != "" && other.Machine == l.claim.Machine && other.State == l.claim.State
+	if here && (l.claim.Running == nil || !l.claim.Running(other.Backup)) {
 		l.repo.log.Info("earlier backup was interrupted", "backup", string(other.Backup), "pid", other.PID)
 		return nil
 	}

@@ -212,8 +212,8 @@ func TestInitAndPins(t *testing.T) {
 	if _, err := r.Init(t.Context()); errs.KindOf(err) != errs.Conflict {
 		t.Fatalf("a second time: %v", err)
 	}
-	if got, err := r.ID(t.Context()); got != id || err != nil {
-		t.Fatalf("%q, %v", got, err)
+	if got, err := r.readMarker(t.Context()); got.ID != id || err != nil {
+		t.Fatalf("%v, %v", got, err)
 	}
 	pin := r.pins.path(r.String())
 	stat := func() os.FileInfo {
@@ -229,9 +229,14 @@ func TestInitAndPins(t *testing.T) {
 		t.Fatalf("a fresh pin was written again (%v)", err)
 	}
 	now = now.Add(checkLease)
-	if err := r.Check(t.Context()); err != nil || os.SameFile(before, stat()) {
-		t.Fatalf("an old pin was not renewed (%v)", err)
+	if err := r.Check(t.Context()); err != nil || !os.SameFile(before, stat()) {
+		t.Fatalf("an old pin was written again where a look costs nothing (%v)", err)
 	}
+	m.cheap = false
+	if err := r.Check(t.Context()); err != nil || os.SameFile(before, stat()) {
+		t.Fatalf("an old lease was not renewed (%v)", err)
+	}
+	m.cheap = true
 	if left, _ := filepath.Glob(filepath.Join(dir, "pins", ".pin-*")); len(left) != 0 {
 		t.Fatalf("left behind: %v", left)
 	}

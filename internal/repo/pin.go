@@ -76,7 +76,7 @@ func (p *Pins) set(url, id string, now time.Time) error {
 		return stateError(err)
 	}
 	_, err = tmp.Write(append(b, '\n'))
-	if err = errors.Join(err, tmp.Close()); err == nil {
+	if err = errors.Join(err, tmp.Sync(), tmp.Close()); err == nil {
 		err = os.Rename(tmp.Name(), p.path(url))
 	}
 	if err != nil {

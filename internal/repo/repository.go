@@ -117,9 +117,9 @@ func (r *Repository) Check(ctx context.Context) error {
 		if pin != nil && errs.KindOf(err) == errs.NotInitialised {
 			// The cause is not wrapped: its hint, to make a repository, is the
 			// wrong advice here.
-			return errs.New(errs.NotInitialised,
+			return errs.Wrap(ErrGone, errs.NotInitialised,
 				"It was there before: look for an empty mount point, a changed prefix or lost data. If you really began anew, remove "+r.pins.path(r.String())+".",
-				"the repository %s (id %s) is gone: there is no %s", pin.URL, pin.ID, repositoryKey)
+				"the repository %s (id %s) is gone", pin.URL, pin.ID)
 		}
 		return err
 	}
@@ -128,8 +128,22 @@ func (r *Repository) Check(ctx context.Context) error {
 			"Another repository is at this place: a wrong URL or mount. If it was replaced on purpose, remove "+r.pins.path(r.String())+".",
 			"repository %s has id %s, but this host has pinned id %s", r, m.ID, pin.ID)
 	}
-	return r.pins.set(r.String(), m.ID, r.now())
+	if pin == nil {
+		return r.pins.set(r.String(), m.ID, r.now())
+	}
+	if r.bucket.Capabilities().CheapCheck {
+		return nil
+	}
+	// The lease only saves requests: a full state directory is no reason to
+	// let WAL pile up.
+	if err := r.pins.set(r.String(), m.ID, r.now()); err != nil {
+		r.log.Debug("renew the lease of the repository", "error", err.Error())
+	}
+	return nil
 }
+
+// ErrGone: the repository that this host pinned is not there any more.
+var ErrGone = errors.New("there is no " + repositoryKey)
 
 func (r *Repository) readMarker(ctx context.Context) (marker, error) {
 	var m marker
@@ -154,12 +168,6 @@ func (r *Repository) readMarker(ctx context.Context) (marker, error) {
 			"repository %s has format %d; this agent reads format %d", r, m.Format, Format)
 	}
 	return m, nil
-}
-
-// ID reads the repository's id.
-func (r *Repository) ID(ctx context.Context) (string, error) {
-	m, err := r.readMarker(ctx)
-	return m.ID, err
 }
 
 // Clusters lists the system identifiers that have anything stored.

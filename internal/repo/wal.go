@@ -275,32 +275,46 @@ func (r *Repository) HasHistory(ctx context.Context, cluster ClusterID, t postgr
 	return err == nil, err
 }
 
-// Histories reads all timeline history files of a cluster.
-func (r *Repository) Histories(ctx context.Context, cluster ClusterID) (map[postgres.Timeline]postgres.History, error) {
-	all := make(map[postgres.Timeline]postgres.History)
+// Histories reads all timeline history files of a cluster. Those that are
+// damaged are returned apart: whether one matters depends on the timeline that
+// is wanted.
+func (r *Repository) Histories(ctx context.Context, cluster ClusterID) (all map[postgres.Timeline]postgres.History, damaged map[postgres.Timeline]error, err error) {
+	all, damaged = make(map[postgres.Timeline]postgres.History), make(map[postgres.Timeline]error)
 	for info, err := range r.bucket.List(ctx, cluster.historyPrefix(), "") {
 		if err != nil {
-			return nil, fmt.Errorf("list timeline histories: %w", err)
+			return nil, nil, fmt.Errorf("list timeline histories: %w", err)
 		}
 		f, err := postgres.ParseWALFile(strings.TrimPrefix(info.Key, cluster.historyPrefix()))
 		if err != nil || f.Kind != postgres.WALHistory {
 			continue
 		}
-		o, err := r.OpenWAL(ctx, cluster, f)
-		if err != nil {
-			return nil, r.missing(err, info.Key)
+		h, err := r.history(ctx, cluster, f, info.Key)
+		switch {
+		case errs.KindOf(err) == errs.Damaged:
+			damaged[f.Timeline] = err
+		case err != nil:
+			return nil, nil, err
+		default:
+			all[f.Timeline] = h
 		}
-		body, err := io.ReadAll(io.LimitReader(o, 1<<20))
-		if err = errors.Join(err, o.Close()); err != nil {
-			return nil, err
-		}
-		h, err := postgres.ParseHistory(f.Timeline, body)
-		if err != nil {
-			return nil, r.damaged(err, info.Key)
-		}
-		all[f.Timeline] = h
 	}
-	return all, nil
+	return all, damaged, nil
+}
+
+func (r *Repository) history(ctx context.Context, cluster ClusterID, f postgres.WALFile, key string) (postgres.History, error) {
+	o, err := r.OpenWAL(ctx, cluster, f)
+	if err != nil {
+		return nil, r.missing(err, key)
+	}
+	body, err := io.ReadAll(io.LimitReader(o, 1<<20))
+	if err = errors.Join(err, o.Close()); err != nil {
+		return nil, err
+	}
+	h, err := postgres.ParseHistory(f.Timeline, body)
+	if err != nil {
+		return nil, r.damaged(err, key)
+	}
+	return h, nil
 }
 
 // Gap says why a segment that is not in the repository must have been there:
@@ -317,7 +331,10 @@ func (r *Repository) Gap(ctx context.Context, cluster ClusterID, f postgres.WALF
 			return "the later segment " + later.Name + " is there", nil
 		}
 	}
-	histories, err := r.Histories(ctx, cluster)
+	histories, damaged, err := r.Histories(ctx, cluster)
+	for _, d := range damaged {
+		err = errors.Join(err, d) // it might be the one that tells
+	}
 	if err != nil {
 		return "", err
 	}

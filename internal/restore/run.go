@@ -96,9 +96,12 @@ func Run(ctx context.Context, r *repo.Repository, o Options) (*Result, error) {
 // choose reads what there is and picks the backup. A backup that is named is
 // read alone.
 func (x *run) choose(ctx context.Context) error {
-	histories, err := x.repo.Histories(ctx, x.Cluster)
+	histories, unreadable, err := x.repo.Histories(ctx, x.Cluster)
 	if err != nil {
 		return err
+	}
+	for t, err := range unreadable {
+		x.Log.Warn("a timeline history cannot be read", "timeline", uint32(t), "error", err.Error())
 	}
 	var backups []*repo.Backup
 	if x.Name == "" || x.Name == "LATEST" {
@@ -112,10 +115,15 @@ func (x *run) choose(ctx context.Context) error {
 		b, err = x.repo.LoadBackup(ctx, x.Cluster, name)
 		backups = []*repo.Backup{b}
 	}
+	if errs.KindOf(err) == errs.Damaged && len(backups) > 0 {
+		// Any other backup with the WAL behind it leads to the same place.
+		x.Log.Warn("some backups cannot be read and are left out", "error", err.Error())
+		err = nil
+	}
 	if err != nil {
 		return err
 	}
-	if x.choice, err = Choose(backups, histories, x.Target, x.Name); err != nil {
+	if x.choice, err = Choose(backups, histories, unreadable, x.Target, x.Name); err != nil {
 		return err
 	}
 	b := x.choice.Backup

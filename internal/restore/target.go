@@ -128,7 +128,9 @@ type Choice struct {
 // Choose picks the newest backup from which the target can be reached, by
 // position on the wanted timeline, never by name or clock. name is a backup's
 // name, or "" or "LATEST".
-func Choose(backups []*repo.Backup, histories map[postgres.Timeline]postgres.History, t Target, name string) (Choice, error) {
+// unreadable are the timelines whose history is damaged: if one of them decides,
+// there is no choice.
+func Choose(backups []*repo.Backup, histories map[postgres.Timeline]postgres.History, unreadable map[postgres.Timeline]error, t Target, name string) (Choice, error) {
 	if len(backups) == 0 {
 		return Choice{}, errs.New(errs.NotFound, "Take a backup with: agent backup-push", "there are no backups")
 	}
@@ -140,9 +142,13 @@ func Choose(backups []*repo.Backup, histories map[postgres.Timeline]postgres.His
 		}
 		named = backups[i]
 	}
-	wanted, err := wantedTimeline(backups, histories, t, named)
+	wanted, err := wantedTimeline(backups, histories, unreadable, t, named)
 	if err != nil {
 		return Choice{}, err
+	}
+	if err := unreadable[wanted]; err != nil {
+		return Choice{}, errs.Wrap(err, errs.Damaged, "Bring the history file back (a server that was on that timeline has it in pg_wal: agent wal-push), or follow another timeline with --target-timeline.",
+			"follow timeline %d", wanted)
 	}
 	path := lineage{wanted, histories[wanted]}
 	if named != nil {
@@ -159,7 +165,7 @@ func Choose(backups []*repo.Backup, histories map[postgres.Timeline]postgres.His
 		}
 	}
 	if choice.Backup == nil {
-		return Choice{}, noneBefore(backups, path, t)
+		return Choice{}, noneBefore(backups, choice.Aside, path, t)
 	}
 	choice.Aside = slices.DeleteFunc(choice.Aside, func(b *repo.Backup) bool {
 		return !b.Stopped.After(choice.Backup.Stopped)
@@ -173,7 +179,9 @@ func chooseNamed(b *repo.Backup, path lineage, t Target) (Choice, error) {
 			fmt.Sprintf("Choose another backup, or follow the backup's own timeline with --target-timeline %d.", b.Timeline),
 			"backup %s (timeline %d, ends at %s) does not lead to timeline %d", b.Name, b.Timeline, b.StopLSN, path.timeline)
 	}
-	if !t.reachableFrom(b) {
+	// Of a transaction id nobody but the WAL knows when it commits: whoever
+	// names the backup may know better.
+	if t.Kind != TargetXID && !t.reachableFrom(b) {
 		return Choice{}, errs.New(errs.Usage,
 			"Choose an earlier backup, or leave the name out to have it chosen.",
 			"backup %s ends at %s (%s), after the target, %s", b.Name, b.StopLSN, b.Stopped.Format(time.RFC3339), t)
@@ -181,7 +189,12 @@ func chooseNamed(b *repo.Backup, path lineage, t Target) (Choice, error) {
 	return Choice{Backup: b, Timeline: path.timeline}, nil
 }
 
-func noneBefore(backups []*repo.Backup, path lineage, t Target) error {
+func noneBefore(backups, aside []*repo.Backup, path lineage, t Target) error {
+	if len(aside) > 0 {
+		return errs.New(errs.NotFound,
+			fmt.Sprintf("To restore it, follow its own timeline with --target-timeline %d.", aside[0].Timeline),
+			"no backup leads to timeline %d; backup %s, which ends at %s, is on timeline %d", path.timeline, aside[0].Name, aside[0].StopLSN, aside[0].Timeline)
+	}
 	first := slices.MinFunc(backups, func(a, b *repo.Backup) int { return a.Stopped.Compare(b.Stopped) })
 	return errs.New(errs.NotFound,
 		"A target before the end of the first backup cannot be reached from this repository.",
@@ -190,11 +203,11 @@ func noneBefore(backups []*repo.Backup, path lineage, t Target) error {
 }
 
 // wantedTimeline is the timeline that recovery follows.
-func wantedTimeline(backups []*repo.Backup, histories map[postgres.Timeline]postgres.History, t Target, named *repo.Backup) (postgres.Timeline, error) {
+func wantedTimeline(backups []*repo.Backup, histories map[postgres.Timeline]postgres.History, unreadable map[postgres.Timeline]error, t Target, named *repo.Backup) (postgres.Timeline, error) {
+	known := knownTimelines(backups, histories, unreadable)
 	switch t.Timeline {
 	case "", "latest":
-		newest := slices.Max(slices.Collect(maps.Keys(withBackups(backups, histories))))
-		return newest, nil
+		return slices.Max(slices.Collect(maps.Keys(known))), nil
 	case "current":
 		if named == nil {
 			named = slices.MaxFunc(backups, func(a, b *repo.Backup) int { return a.Stopped.Compare(b.Stopped) })
@@ -205,15 +218,18 @@ func wantedTimeline(backups []*repo.Backup, histories map[postgres.Timeline]post
 	if err != nil {
 		return 0, errs.Wrap(err, errs.Usage, "It is latest, current or a number.", "read --target-timeline")
 	}
-	if _, ok := withBackups(backups, histories)[wanted]; !ok {
+	if !known[wanted] {
 		return 0, errs.New(errs.NotFound, "See what there is with: agent backup-list", "there is no timeline %d in the repository", wanted)
 	}
 	return wanted, nil
 }
 
-// withBackups is the set of all timelines that the repository knows.
-func withBackups(backups []*repo.Backup, histories map[postgres.Timeline]postgres.History) map[postgres.Timeline]bool {
+// knownTimelines is the set of all timelines that the repository knows.
+func knownTimelines(backups []*repo.Backup, histories map[postgres.Timeline]postgres.History, unreadable map[postgres.Timeline]error) map[postgres.Timeline]bool {
 	all := make(map[postgres.Timeline]bool)
+	for t := range unreadable {
+		all[t] = true
+	}
 	for t := range histories {
 		all[t] = true
 	}

@@ -89,7 +89,7 @@ func TestChoose(t *testing.T) {
 			if h == nil {
 				h = histories
 			}
-			got, err := Choose(backups, h, test.target, test.name)
+			got, err := Choose(backups, h, nil, test.target, test.name)
 			if test.want == "" {
 				if errs.KindOf(err) != test.kind {
 					t.Fatalf("got %+v, %v", got.Backup, err)
@@ -111,7 +111,16 @@ func TestChoose(t *testing.T) {
 			}
 		})
 	}
-	if _, err := Choose(nil, nil, Target{}, ""); errs.KindOf(err) != errs.NotFound {
+	// A damaged history counts only for who follows it.
+	bad := map[postgres.Timeline]error{9: errs.New(errs.Damaged, "", "damaged")}
+	one := []*repo.Backup{{Name: "20261120T101530Z-aaaaaa", Timeline: 1, StopLSN: 5}}
+	if _, err := Choose(one, nil, bad, Target{}, ""); errs.KindOf(err) != errs.Damaged {
+		t.Fatalf("the newest timeline's history is damaged: %v", err)
+	}
+	if got, err := Choose(one, nil, bad, Target{Timeline: "1"}, ""); err != nil || got.Backup != one[0] {
+		t.Fatalf("another timeline's history is damaged: %v", err)
+	}
+	if _, err := Choose(nil, nil, nil, Target{}, ""); errs.KindOf(err) != errs.NotFound {
 		t.Fatalf("no backups: %v", err)
 	}
 }
@@ -123,12 +132,12 @@ func TestChooseXIDWraparound(t *testing.T) {
 		backup("bbbbbb", 1, 0x2000000, noon.Add(time.Hour), 1<<32+50),
 	}
 	for xid, want := range map[uint32]string{1<<32 - 50: "aaaaaa", 3: "aaaaaa", 49: "aaaaaa", 50: "bbbbbb", 1000: "bbbbbb"} {
-		got, err := Choose(backups, nil, Target{Kind: TargetXID, XID: xid}, "")
+		got, err := Choose(backups, nil, nil, Target{Kind: TargetXID, XID: xid}, "")
 		if err != nil || string(got.Backup.Name)[17:] != want {
 			t.Fatalf("%d: %+v, %v", xid, got.Backup, err)
 		}
 	}
-	if _, err := Choose(backups, nil, Target{Kind: TargetXID, XID: 1<<32 - 101}, ""); errs.KindOf(err) != errs.NotFound {
+	if _, err := Choose(backups, nil, nil, Target{Kind: TargetXID, XID: 1<<32 - 101}, ""); errs.KindOf(err) != errs.NotFound {
 		t.Fatalf("before all: %v", err)
 	}
 }

@@ -43,7 +43,10 @@ const (
 
 // Fetcher gives archived WAL files back.
 type Fetcher struct {
-	Repo     *repo.Repository
+	Repo *repo.Repository
+	// Open opens Repo where it is nil: again for each attempt, since a
+	// repository that is away cannot even be opened.
+	Open     func(context.Context) (*repo.Repository, error)
 	Log      *slog.Logger
 	OnOutage OutagePolicy
 	// Cluster says whose files are wanted where the directory above the
@@ -67,13 +70,17 @@ func (f *Fetcher) Fetch(ctx context.Context, name, dest string) error {
 		return err
 	}
 	attempt := func() (struct{}, error) {
-		err := f.fetch(ctx, file, dest, owner, standby)
+		err := f.opened(ctx)
+		if err == nil {
+			err = f.fetch(ctx, file, dest, owner, standby)
+		}
 		if err == nil || !standby || !isOutage(err) {
 			return struct{}{}, permanent(err)
 		}
 		switch f.OnOutage {
 		case OutageNotFound:
-			return struct{}{}, permanent(fmt.Errorf("%w, since the repository cannot be read: %w", ErrNotFound, err))
+			f.Log.Warn("the repository cannot be read: answering that the file is not there", "wal", name, "error", err.Error())
+			return struct{}{}, permanent(fmt.Errorf("%s is %w, as far as can be told: %w", name, ErrNotFound, err))
 		case OutageStop:
 			return struct{}{}, permanent(err)
 		default:
@@ -87,6 +94,13 @@ func (f *Fetcher) Fetch(ctx context.Context, name, dest string) error {
 	return err
 }
 
+func (f *Fetcher) opened(ctx context.Context) (err error) {
+	if f.Repo == nil {
+		f.Repo, err = f.Open(ctx)
+	}
+	return err
+}
+
 func permanent(err error) error {
 	if err == nil {
 		return nil
@@ -94,12 +108,11 @@ func permanent(err error) error {
 	return backoff.Permanent(err)
 }
 
-// isOutage reports whether the repository could not be asked. That it is not
-// there is such a case: its mount may come back.
+// isOutage reports whether the repository could not be asked. That one which
+// was seen before is not there is such a case: its mount may come back.
 func isOutage(err error) bool {
-	kind := errs.KindOf(err)
 	return errors.Is(err, storage.ErrUnavailable) || errors.Is(err, storage.ErrPermission) ||
-		kind == errs.Storage || kind == errs.NotInitialised
+		errors.Is(err, repo.ErrGone) || errs.KindOf(err) == errs.Storage
 }
 
 // isStandby looks for standby.signal beside the pg_wal that dest is in.
@@ -195,7 +208,7 @@ func (f *Fetcher) miss(ctx context.Context, cluster repo.ClusterID, file postgre
 }
 
 func (f *Fetcher) segmentSize(ctx context.Context, cluster repo.ClusterID, owner *postgres.Control) (postgres.SegmentSize, error) {
-	if owner != nil {
+	if owner != nil && owner.WALSegmentSize.Valid() {
 		return owner.WALSegmentSize, nil
 	}
 	c, err := f.Repo.Cluster(ctx, cluster)

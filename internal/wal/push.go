@@ -186,9 +186,15 @@ func (c *textCheck) Warnings() []string { return nil }
 // ownerOf reads the control file of the data directory whose pg_wal holds the
 // file, or nil if there is none: the directory above the file's, by name, so
 // that a pg_wal that is a symbolic link is found through the data directory.
+// Of a major that is not known only the system identifier is: WAL of a new
+// PostgreSQL must not pile up because nobody has updated the agent.
 func ownerOf(ctx context.Context, path string) (*postgres.Control, error) {
 	pgdata := filepath.Join(filepath.Dir(path), "..")
 	control, _, err := postgres.ReadControl(ctx, pgdata)
+	if errors.Is(err, postgres.ErrControlVersion) {
+		id, err := postgres.ReadSystemIdentifier(pgdata)
+		return &postgres.Control{SystemIdentifier: id}, err
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}

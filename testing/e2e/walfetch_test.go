@@ -153,6 +153,7 @@ func TestPromise2WALFetch(t *testing.T) {
 // repository, and lets the standby stream what the archive has lost.
 func TestPromise2Standby(t *testing.T) {
 	t.Parallel()
+	outer := t // of what outlives a subtest
 	s, segments := walDir(t, 3)
 	for _, i := range []int{0, 2} {
 		must(t, s.agent(t, "wal-push", segments[i]))
@@ -193,10 +194,31 @@ func TestPromise2Standby(t *testing.T) {
 			t.Error("other bytes came")
 		}
 	})
-	// What is no outage is not waited for: it would never end.
 	t.Run("empty mount point", func(t *testing.T) {
+		if err := os.Remove(dest); err != nil {
+			t.Fatal(err)
+		}
+		var p *harness.Process
+		t.Run("unmounted", func(t *testing.T) {
+			away(t, s.repo)
+			makeDir(t, s.repo)
+			p = harness.StartAgent(outer, s.elsewhere(), "wal-fetch", first, dest)
+			awaitLine(t, p, "waiting for the repository")
+		})
+		must(t, p.Wait())
+		if string(readFile(t, dest)) != string(readFile(t, segments[0])) {
+			t.Error("other bytes came")
+		}
+	})
+	// What is no outage is not waited for: it would never end.
+	t.Run("another repository", func(t *testing.T) {
 		away(t, s.repo)
-		makeDir(t, s.repo)
-		stops(t, harness.Agent(t, s.elsewhere(), "wal-fetch", first, dest))
+		must(t, harness.Agent(t, []string{"AGENT_REPOSITORY=" + s.repo, "AGENT_STATE_DIR=" + harness.TempDir(t)}, "repo", "init"))
+		stops(t, harness.Agent(t, s.elsewhere(), "wal-fetch", first, dest), "pinned")
+	})
+	t.Run("damaged", func(t *testing.T) {
+		path := s.walObject(t, first)
+		harmed(t, path, harms()[1])
+		stops(t, harness.Agent(t, s.elsewhere(), "wal-fetch", first, dest), s.key(t, path))
 	})
 }
