@@ -142,7 +142,7 @@ func (r *Repository) Check(ctx context.Context) error {
 	return nil
 }
 
-// ErrGone: the repository that this host pinned is not there any more.
+// ErrGone is that the repository which this host pinned is not there any more.
 var ErrGone = errors.New("there is no " + repositoryKey)
 
 func (r *Repository) readMarker(ctx context.Context) (marker, error) {

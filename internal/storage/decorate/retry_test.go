@@ -280,7 +280,11 @@ func TestRetryDelete(t *testing.T) {
 		if err != nil {
 			passing, lasting := sortFailures(err)
 			for _, e := range lasting {
-				left = append(left, e.(*storage.Error).Key)
+				var one *storage.Error
+				if !errors.As(e, &one) {
+					t.Fatalf("an error without a key: %v", e)
+				}
+				left = append(left, one.Key)
 			}
 			for _, e := range passing {
 				left = append(left, e.Key)

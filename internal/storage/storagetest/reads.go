@@ -186,8 +186,22 @@ func (s *suite) testRanges() {
 		}
 	}
 	bad := []stretch{
-		{size, 1}, {0, size + 1}, {size - 1, 2}, {size + 1, 1}, {1, size}, {size + 1000, 1000}, {0, math.MaxInt64}, {1, math.MaxInt64},
-		{math.MaxInt64, 1}, {math.MaxInt64, math.MaxInt64}, {-1, 1}, {0, -1}, {-1, 0}, {-1, -1}, {math.MinInt64, math.MinInt64}, {size, -1},
+		{size, 1},
+		{0, size + 1},
+		{size - 1, 2},
+		{size + 1, 1},
+		{1, size},
+		{size + 1000, 1000},
+		{0, math.MaxInt64},
+		{1, math.MaxInt64},
+		{math.MaxInt64, 1},
+		{math.MaxInt64, math.MaxInt64},
+		{-1, 1},
+		{0, -1},
+		{-1, 0},
+		{-1, -1},
+		{math.MinInt64, math.MinInt64},
+		{size, -1},
 	}
 	for _, g := range bad {
 		if err := s.rangeError(key, g.off, g.n); !is(err, storage.ErrRange) {
