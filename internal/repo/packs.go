@@ -55,7 +55,10 @@ type PackSet struct {
 	cluster ClusterID
 	name    BackupName
 	group   *errgroup.Group
-	buffers chan []byte // free pack buffers; their number bounds the memory
+	// The buffers that are free, and leave to make another one: together they
+	// bound the memory.
+	buffers chan []byte
+	leave   chan struct{}
 
 	mu     sync.Mutex
 	next   uint32
@@ -70,9 +73,10 @@ func (r *Repository) NewPackSet(ctx context.Context, group *errgroup.Group, clus
 		ctx: ctx, repo: r, cluster: cluster, name: name, group: group,
 		stored:  make(map[uint32]Pack),
 		buffers: make(chan []byte, uploads+2),
+		leave:   make(chan struct{}, uploads+2),
 	}
-	for range cap(s.buffers) {
-		s.buffers <- nil // allocated at first use
+	for range cap(s.leave) {
+		s.leave <- struct{}{}
 	}
 	return s
 }
@@ -139,22 +143,34 @@ func (w *Writer) Close() error {
 }
 
 func (w *Writer) begin(ctx context.Context) error {
-	var b []byte
-	select {
-	case b = <-w.set.buffers:
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-	if b == nil {
-		b = make([]byte, 0, packTarget+packRoom)
+	b, err := w.set.buffer(ctx)
+	if err != nil {
+		return err
 	}
 	p := &openPack{number: w.set.number(), buf: bytes.NewBuffer(b[:0])}
-	var err error
 	if p.seal, err = sealWriter(p.buf, w.to); err != nil {
 		return fmt.Errorf("begin pack %08x: %w", p.number, err)
 	}
 	w.open = p
 	return nil
+}
+
+// buffer is one that was used before, as long as the store keeps up, so that a
+// fast store costs little memory; else a new one; else the next that is free.
+func (s *PackSet) buffer(ctx context.Context) ([]byte, error) {
+	select {
+	case b := <-s.buffers:
+		return b, nil
+	default:
+	}
+	select {
+	case b := <-s.buffers:
+		return b, nil
+	case <-s.leave:
+		return make([]byte, 0, packTarget+packRoom), nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
 }
 
 func (w *Writer) finish() error {

@@ -24,15 +24,17 @@ func backup(name string, t postgres.Timeline, stop postgres.LSN, at time.Time, x
 // The server of these tables: timeline 1 to 0/5000000, then 2; timeline 3
 // left 1 at 0/2000000, before 2 did.
 func examples() ([]*repo.Backup, map[postgres.Timeline]postgres.History) {
-	return []*repo.Backup{
+	backups := []*repo.Backup{
 		backup("aaaaaa", 1, 0x1000000, noon, 100),
 		backup("bbbbbb", 1, 0x3000000, noon.Add(time.Hour), 200),
 		backup("cccccc", 2, 0x6000000, noon.Add(2*time.Hour), 300),
 		// Named after its clock's idea of time, which went back.
 		backup("000000", 2, 0x7000000, noon.Add(90*time.Minute), 400),
-	}, map[postgres.Timeline]postgres.History{
+	}
+	histories := map[postgres.Timeline]postgres.History{
 		2: {{Timeline: 1, Switch: 0x5000000}, {Timeline: 2}},
 	}
+	return backups, histories
 }
 
 func TestChoose(t *testing.T) {

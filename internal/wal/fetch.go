@@ -85,6 +85,11 @@ func (f *Fetcher) Fetch(ctx context.Context, name, dest string) error {
 			return struct{}{}, permanent(err)
 		default:
 			f.Log.Warn("waiting for the repository", "wal", name, "error", err.Error())
+			if f.Open != nil {
+				// The handle holds the folder open that was there, which a
+				// mount that comes back covers: open what is there then.
+				f.Repo = nil
+			}
 			return struct{}{}, err
 		}
 	}
