@@ -109,10 +109,11 @@ func (a *app) signals(command string) (context.Context, func()) {
 	case "wal-push":
 		signal.Ignore(syscall.SIGPIPE)
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	if command != "wal-push" {
-		context.AfterFunc(ctx, stop) // a second signal kills
+	if command == "wal-push" {
+		return signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGQUIT, syscall.SIGHUP)
 	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // a second signal kills
 	return ctx, stop
 }
 

@@ -258,7 +258,11 @@ func (b *run) describeRun() error {
 // claim announces the backup.
 func (b *run) claim(ctx context.Context) error {
 	cluster := b.backup.Cluster
-	err := b.repo.EnsureCluster(ctx, repo.Cluster{
+	stateID, err := b.stateID()
+	if err != nil {
+		return err
+	}
+	err = b.repo.EnsureCluster(ctx, repo.Cluster{
 		ID: cluster, Major: b.info.Major, CatalogVersion: b.control.CatalogVersion,
 		BlockSize: b.control.BlockSize, RelSegBlocks: b.control.RelSegBlocks, SegmentSize: b.control.WALSegmentSize,
 	})
@@ -266,8 +270,8 @@ func (b *run) claim(ctx context.Context) error {
 		return err
 	}
 	b.lease, err = b.repo.Claim(ctx, cluster, repo.Claim{
-		Backup: b.backup.Name, Host: b.Host.Name, Machine: b.Host.Machine, State: b.StateDir, PID: os.Getpid(), Running: b.running,
-	}, b.AllowConcurrent)
+		Backup: b.backup.Name, Host: b.Host.Name, State: b.StateDir, StateID: stateID, PID: os.Getpid(),
+	}, repo.ClaimOptions{Concurrent: b.AllowConcurrent, Running: b.running})
 	return err
 }
 

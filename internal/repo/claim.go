@@ -26,19 +26,25 @@ const (
 type Claim struct {
 	Backup  BackupName `json:"backup"`
 	Host    string     `json:"host"`
-	Machine string     `json:"machine,omitempty"`
 	State   string     `json:"state_directory"`
+	StateID string     `json:"state_id"` // random, of that state directory
 	PID     int        `json:"pid"`
 	Started time.Time  `json:"start_time"`
 	// TTL is for how many seconds of the store's time the claim holds.
 	TTL int `json:"ttl_seconds"`
+}
+
+// ClaimOptions say what to make of the claims of others.
+type ClaimOptions struct {
+	Concurrent bool // do not refuse beside another backup
 	// Running tells whether a backup that claims this host and state directory
 	// is still being made; nil: none is.
-	Running func(BackupName) bool `json:"-"`
+	Running func(BackupName) bool
 }
 
 // Lease is a held claim.
 type Lease struct {
+	opts    ClaimOptions
 	repo    *Repository
 	cluster ClusterID
 	claim   Claim
@@ -46,16 +52,16 @@ type Lease struct {
 }
 
 // Claim announces a backup, and refuses while another host's backup of the
-// cluster is announced (unless concurrent is true). The caller holds the lock
+// cluster is announced (unless told otherwise). The caller holds the lock
 // of its own state directory, so that an older claim from this host and state
 // directory is that of a run which died, and does not count.
-func (r *Repository) Claim(ctx context.Context, cluster ClusterID, c Claim, concurrent bool) (*Lease, error) {
+func (r *Repository) Claim(ctx context.Context, cluster ClusterID, c Claim, opts ClaimOptions) (*Lease, error) {
 	c.Started, c.TTL = timestamp(r.now()), int(claimTTL/time.Second)
-	l := &Lease{repo: r, cluster: cluster, claim: c}
+	l := &Lease{opts: opts, repo: r, cluster: cluster, claim: c}
 	if err := l.put(ctx, 0); err != nil {
 		return nil, err
 	}
-	if concurrent {
+	if opts.Concurrent {
 		return l, nil
 	}
 	if err := l.alone(ctx); err != nil {
@@ -128,9 +134,8 @@ func (l *Lease) refuse(ctx context.Context, info storage.Info) error {
 	if err := json.Unmarshal(body, &other); err != nil {
 		return l.repo.damaged(fmt.Errorf("decode: %w", err), info.Key)
 	}
-	// Without a machine id nothing proves that the host is this one.
-	here := other.Host == l.claim.Host && other.Machine != "" && other.Machine == l.claim.Machine && other.State == l.claim.State
-	if here && (l.claim.Running == nil || !l.claim.Running(other.Backup)) {
+	here := other.StateID != "" && other.StateID == l.claim.StateID
+	if here && (l.opts.Running == nil || !l.opts.Running(other.Backup)) {
 		l.repo.log.Info("earlier backup was interrupted", "backup", string(other.Backup), "pid", other.PID)
 		return nil
 	}

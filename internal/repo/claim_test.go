@@ -18,14 +18,14 @@ import (
 )
 
 func claimOf(name BackupName, host string) Claim {
-	return Claim{Backup: name, Host: host, Machine: "m-" + host, State: "/state", PID: 1}
+	return Claim{Backup: name, Host: host, State: "/state", StateID: "s-" + host, PID: 1}
 }
 
 // claimAt puts the nth object of a claim at a time of the store.
 func claimAt(m *memory, c Claim, n int, at time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	body := fmt.Sprintf(`{"backup":%q,"host":%q,"machine":%q,"state_directory":%q,"pid":7}`, c.Backup, c.Host, c.Machine, c.State)
+	body := fmt.Sprintf(`{"backup":%q,"host":%q,"state_id":%q,"state_directory":%q,"pid":7}`, c.Backup, c.Host, c.StateID, c.State)
 	m.objects[testCluster.claimKey(c.Backup, n)] = memoryObject{[]byte(body), at}
 }
 
@@ -59,12 +59,12 @@ func TestClaim(t *testing.T) {
 		"our own dead run": {func(m *memory) { c := ours; c.Backup = otherName; claimAt(m, c, 0, testTime.Add(-time.Second)) }, false},
 		"same host, another state": {func(m *memory) {
 			c := ours
-			c.Backup, c.State = otherName, "/other"
+			c.Backup, c.StateID = otherName, "other"
 			claimAt(m, c, 0, testTime.Add(-time.Second))
 		}, true},
-		"same name, another machine": {func(m *memory) {
+		"same names, nothing that proves the host": {func(m *memory) {
 			c := ours
-			c.Backup, c.Machine = otherName, "x"
+			c.Backup, c.StateID = otherName, ""
 			claimAt(m, c, 0, testTime.Add(-time.Second))
 		}, true},
 	}
@@ -74,7 +74,7 @@ func TestClaim(t *testing.T) {
 			test.there(m)
 			before := m.keys()
 			r := testRepo(m, Keys{}, compress.Setting{})
-			l, err := r.Claim(t.Context(), testCluster, ours, false)
+			l, err := r.Claim(t.Context(), testCluster, ours, ClaimOptions{})
 			if test.locked {
 				if errs.KindOf(err) != errs.Locked || errs.HintOf(err) == "" {
 					t.Fatalf("got %v", err)
@@ -82,7 +82,7 @@ func TestClaim(t *testing.T) {
 				if d := cmp.Diff(before, m.keys()); d != "" {
 					t.Fatalf("a refused claim leaves something:\n%s", d)
 				}
-				if _, err := r.Claim(t.Context(), testCluster, ours, true); err != nil {
+				if _, err := r.Claim(t.Context(), testCluster, ours, ClaimOptions{Concurrent: true}); err != nil {
 					t.Fatalf("two were allowed: %v", err)
 				}
 				return
@@ -118,11 +118,11 @@ func TestClaimFailures(t *testing.T) {
 		}
 	}
 	m.hook = deny("list")
-	if _, err := r.Claim(t.Context(), testCluster, claimOf(testName, "a"), false); !errors.Is(err, storage.ErrPermission) {
+	if _, err := r.Claim(t.Context(), testCluster, claimOf(testName, "a"), ClaimOptions{}); !errors.Is(err, storage.ErrPermission) {
 		t.Fatalf("a listing that is denied says that nobody is there: %v", err)
 	}
 	m.hook = deny("delete")
-	l, err := r.Claim(t.Context(), testCluster, claimOf(testName, "a"), false)
+	l, err := r.Claim(t.Context(), testCluster, claimOf(testName, "a"), ClaimOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -130,7 +130,7 @@ func TestClaimFailures(t *testing.T) {
 		t.Fatalf("got %v", err)
 	}
 	m.clock = testTime.Add(time.Second)
-	if _, err := r.Claim(t.Context(), testCluster, claimOf(otherName, "b"), false); errs.KindOf(err) != errs.Locked {
+	if _, err := r.Claim(t.Context(), testCluster, claimOf(otherName, "b"), ClaimOptions{}); errs.KindOf(err) != errs.Locked {
 		t.Fatalf("a claim that could not be removed holds, and so does the refused one; the reason is the first: %v", err)
 	}
 	m.hook = nil
@@ -139,7 +139,7 @@ func TestClaimFailures(t *testing.T) {
 	if err := m.Delete(t.Context(), testCluster.claimKey(otherName, 0)); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := r.Claim(t.Context(), testCluster, claimOf(otherName, "b"), false); errs.KindOf(err) != errs.Damaged {
+	if _, err := r.Claim(t.Context(), testCluster, claimOf(otherName, "b"), ClaimOptions{}); errs.KindOf(err) != errs.Damaged {
 		t.Fatalf("a damaged claim: %v", err)
 	}
 }

@@ -112,8 +112,9 @@ func (x *run) choose(ctx context.Context) error {
 			return errs.Wrap(err, errs.Usage, "See what there is with: agent backup-list", "choose the backup")
 		}
 		var b *repo.Backup
-		b, err = x.repo.LoadBackup(ctx, x.Cluster, name)
-		backups = []*repo.Backup{b}
+		if b, err = x.repo.LoadBackup(ctx, x.Cluster, name); err == nil {
+			backups = append(backups, b)
+		}
 	}
 	if errs.KindOf(err) == errs.Damaged && len(backups) > 0 {
 		// Any other backup with the WAL behind it leads to the same place.
