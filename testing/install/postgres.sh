@@ -2,7 +2,7 @@
 # Installs what the tests need to run real servers. It can be run again at any
 # time and does nothing where all is present.
 #
-#   postgres.sh          PostgreSQL 15 from Debian, lz4, zstd and age
+#   postgres.sh          PostgreSQL 15 from Debian, lz4, zstd, age and ssh-keygen
 #   postgres.sh all      and PostgreSQL 13, 14, 16, 17 and 18 in a cache folder
 #   postgres.sh bench    and hyperfine, for `make bench`
 #
@@ -113,7 +113,7 @@ npm_all() {
 main() {
 	local want
 	cache=$(cache_dir)
-	debian postgresql-15 postgresql-client-15 postgresql-contrib lz4 zstd age
+	debian postgresql-15 postgresql-client-15 postgresql-contrib lz4 zstd age openssh-client
 	for want in "$@"; do
 		case $want in
 		all) npm_all ;;
