@@ -124,6 +124,16 @@ func (a *app) load(cmd *cobra.Command) (*config.Config, error) {
 	return cfg, err
 }
 
+// ready loads the configuration and opens the repository.
+func (a *app) ready(cmd *cobra.Command) (*config.Config, *repo.Repository, error) {
+	cfg, err := a.load(cmd)
+	if err != nil {
+		return nil, nil, err
+	}
+	r, err := a.open(cmd.Context(), cfg)
+	return cfg, r, err
+}
+
 // changedFlags are the options that were given as flags.
 func changedFlags(cmd *cobra.Command) map[string]string {
 	ours := make(map[string]bool)

@@ -35,16 +35,12 @@ last of all. Ctrl-C or kill -9 leave the server out of backup mode, and no
 backup.`,
 		Args: rangeArgs(0, 1, "backup-push [PGDATA]"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			cfg, err := a.load(cmd)
+			cfg, r, err := a.ready(cmd)
 			if err != nil {
 				return err
 			}
 			if len(args) == 1 {
 				cfg.DataDirectory = args[0]
-			}
-			r, err := a.open(cmd.Context(), cfg)
-			if err != nil {
-				return err
 			}
 			opts, err := a.backupOptions(cfg)
 			if err != nil {
@@ -113,11 +109,7 @@ func (a *app) backupList() *cobra.Command {
 		Short:   "List the backups, the oldest first",
 		Args:    exactArgs(0, "backup-list [--json]"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, err := a.load(cmd)
-			if err != nil {
-				return err
-			}
-			r, err := a.open(cmd.Context(), cfg)
+			_, r, err := a.ready(cmd)
 			if err != nil {
 				return err
 			}
@@ -162,11 +154,7 @@ func (a *app) backupShow() *cobra.Command {
 		Short:   "Show one backup in detail",
 		Args:    exactArgs(1, "backup-show NAME|LATEST [--json]"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			cfg, err := a.load(cmd)
-			if err != nil {
-				return err
-			}
-			r, err := a.open(cmd.Context(), cfg)
+			_, r, err := a.ready(cmd)
 			if err != nil {
 				return err
 			}

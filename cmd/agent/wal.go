@@ -24,11 +24,7 @@ that is archived already is never replaced: the same bytes again are success,
 other bytes are an error.`,
 		Args: exactArgs(1, "wal-push PATH"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			cfg, err := a.load(cmd)
-			if err != nil {
-				return err
-			}
-			r, err := a.open(cmd.Context(), cfg)
+			cfg, r, err := a.ready(cmd)
 			if err != nil {
 				return err
 			}
