@@ -32,6 +32,7 @@ type app struct {
 	jsonLog        bool
 	requests       *decorate.Counter
 	identities     *crypto.Identities
+	local          *fs.Bucket // the repository's folder, where it is one
 }
 
 func newApp(stdout, stderr io.Writer) *app {
@@ -180,6 +181,7 @@ func (a *app) bucket(ctx context.Context, cfg *config.Config, local func(context
 	if err != nil {
 		return nil, err
 	}
+	a.local = base
 	a.requests = decorate.Count(base)
 	var b storage.Bucket = a.requests
 	if cfg.Bandwidth > 0 {

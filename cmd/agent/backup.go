@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"time"
 
@@ -56,12 +57,28 @@ backup.`,
 			if res == nil {
 				return err
 			}
+			a.clean(cmd.Context())
 			return errors.Join(err, a.pushSummary(res, asJSON))
 		},
 	}
 	cmd.Flags().BoolVar(&concurrent, "allow-concurrent", false, "do not refuse while another backup of this cluster is being made")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print the backup as a JSON object")
 	return cmd
+}
+
+// leftoversAge is when a file that is still not whole is nobody's any more.
+const leftoversAge = 24 * time.Hour
+
+// clean removes what killed runs left unfinished in a local repository, on
+// file systems that cannot do without a name for it, as NFS.
+func (a *app) clean(ctx context.Context) {
+	n, err := a.local.Clean(ctx, time.Now().Add(-leftoversAge))
+	if err != nil {
+		a.log.Warn("clean the repository of unfinished files", "error", err.Error())
+	}
+	if n > 0 {
+		a.log.Info("removed unfinished files of killed runs", "files", n)
+	}
 }
 
 func (a *app) backupOptions(cfg *config.Config) (backup.Options, error) {
