@@ -151,7 +151,7 @@ func (b *run) identify(ctx context.Context) error {
 		return err
 	}
 	b.info = info
-	if err := errors.Join(postgres.Preflight(info), info.RequireDataDirectory()); err != nil {
+	if err := errors.Join(postgres.Preflight(info), info.RequirePrivileges()); err != nil {
 		return err
 	}
 	if info.InRecovery {

@@ -107,7 +107,7 @@ func checkGrants(t *testing.T, srv *harness.Server, s *postgres.Server) {
 			t.Fatalf("%s after %s: %v", what, sql, err)
 		}
 	}
-	do("data_directory", func() error {
+	do("privileges", func() error {
 		info, err := s.Info(t.Context())
 		if err != nil {
 			t.Fatal(err)
@@ -115,18 +115,16 @@ func checkGrants(t *testing.T, srv *harness.Server, s *postgres.Server) {
 		if info.DataDirectory != "" && (info.DataDirectory != srv.DataDir || info.HBAFile != filepath.Join(srv.DataDir, "pg_hba.conf") || info.ConfigFile == "" || info.IdentFile == "") {
 			t.Errorf("%+v", info)
 		}
-		return info.RequireDataDirectory()
+		return info.RequirePrivileges()
 	})
 	do("switch", func() error { _, err := s.SwitchWAL(t.Context()); return err })
 	do("restore point", func() error { _, err := s.CreateRestorePoint(t.Context(), "rp"); return err })
-	do("backup", func() error {
-		_, err := s.StartBackup(t.Context(), "first", true)
-		if err != nil {
-			return err
-		}
-		_, err = s.StopBackup(t.Context())
-		return err
-	})
+	if _, err := s.StartBackup(t.Context(), "first", true); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.StopBackup(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func checkBackup(t *testing.T, srv *harness.Server, s *postgres.Server) {

@@ -7,14 +7,22 @@ import (
 	"walagent/internal/errs"
 )
 
-// RequireDataDirectory is an error with the needed GRANT when the role could
-// not read where the data directory is.
-func (i Info) RequireDataDirectory() error {
-	if i.DataDirectory != "" {
+// RequirePrivileges is an error with all GRANTs that the role needs for a
+// backup and lacks: where the data directory is, and the backup functions.
+func (i Info) RequirePrivileges() error {
+	var lacks []string
+	var needs []Privilege
+	if i.DataDirectory == "" {
+		lacks, needs = append(lacks, "read the setting data_directory"), append(needs, PrivilegeSettings)
+	}
+	if i.BackupDenied {
+		lacks, needs = append(lacks, "start and stop backups"), append(needs, PrivilegeBackup)
+	}
+	if len(needs) == 0 {
 		return nil
 	}
-	return errs.New(errs.Server, grantHint(i.Major, i.Role, i.Database, PrivilegeSettings),
-		"role %q may not read the setting data_directory", i.Role)
+	return errs.New(errs.Server, grantHint(i.Major, i.Role, i.Database, needs...),
+		"role %q may not %s", i.Role, strings.Join(lacks, ", and may not "))
 }
 
 // Preflight collects what in the server's settings stands in the way of a

@@ -160,12 +160,12 @@ func TestStartBackupLabel(t *testing.T) {
 	}
 }
 
-func TestRequireDataDirectory(t *testing.T) {
-	if err := (Info{DataDirectory: "/data"}).RequireDataDirectory(); err != nil {
+func TestRequirePrivileges(t *testing.T) {
+	if err := (Info{DataDirectory: "/data"}).RequirePrivileges(); err != nil {
 		t.Error(err)
 	}
-	err := Info{Major: 15, Role: "bob", Database: "shop"}.RequireDataDirectory()
-	if want := `As a superuser run in database "shop": GRANT pg_read_all_settings TO "bob";`; errs.HintOf(err) != want {
+	err := Info{Major: 15, Role: "bob", Database: "shop", BackupDenied: true}.RequirePrivileges()
+	if want := `As a superuser run in database "shop": GRANT pg_read_all_settings TO "bob"; GRANT EXECUTE ON FUNCTION pg_catalog.pg_backup_start(text, boolean) TO "bob"; GRANT EXECUTE ON FUNCTION pg_catalog.pg_backup_stop(boolean) TO "bob";`; errs.HintOf(err) != want {
 		t.Errorf("%q, want %q", errs.HintOf(err), want)
 	}
 }

@@ -31,6 +31,8 @@ type Info struct {
 	HBAFile       string
 	IdentFile     string
 
+	BackupDenied bool // the role may not execute the backup functions
+
 	WALLevel       string // minimal, replica, logical
 	ArchiveMode    string // off, on, always
 	ArchiveCommand string // empty when archive_mode is off: the server hides it then
@@ -57,7 +59,7 @@ type ArchiverStats struct {
 }
 
 // Info asks the server about itself. The role needs no privilege, but without
-// PrivilegeSettings the paths are empty (see RequireDataDirectory).
+// PrivilegeSettings the paths are empty (see RequirePrivileges).
 func (s *Server) Info(ctx context.Context) (Info, error) {
 	info := Info{VersionNum: s.version, Major: s.Major()}
 	var sysid, tli, catver int64
@@ -82,8 +84,23 @@ func (s *Server) Info(ctx context.Context) (Info, error) {
 	if info.InRecovery {
 		info.FullPageWrites = fpw
 	}
+	if info.BackupDenied, err = s.backupDenied(ctx); err != nil {
+		return Info{}, err
+	}
 	info.Archiver, err = s.ArchiverStats(ctx)
 	return info, err
+}
+
+// backupDenied tells whether the role lacks PrivilegeBackup.
+func (s *Server) backupDenied(ctx context.Context) (bool, error) {
+	start, stop := "pg_backup_start(text, boolean)", "pg_backup_stop(boolean)"
+	if s.Major() < 15 {
+		start, stop = "pg_start_backup(text, boolean, boolean)", "pg_stop_backup(boolean, boolean)"
+	}
+	var allowed bool
+	err := s.row(ctx, `SELECT has_function_privilege('pg_catalog.' || $1::text, 'EXECUTE') AND has_function_privilege('pg_catalog.' || $2::text, 'EXECUTE')`,
+		[]any{start, stop}, &allowed)
+	return !allowed, serverError(err, "ask for the role's privileges", "")
 }
 
 // settings reads the settings that Info shows. Those that the role may not see
