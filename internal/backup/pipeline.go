@@ -10,6 +10,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"walagent/internal/compress"
+	"walagent/internal/delta"
 	"walagent/internal/repo"
 )
 
@@ -114,7 +115,7 @@ func (p *pipeline) produce(ctx context.Context, w *walker) error {
 		if s.Kind != repo.EntryFile {
 			return next(ordered{entry: s.Entry})
 		}
-		f := newFileState(s)
+		f, stretches := cut(s)
 		if err := next(ordered{file: f}); err != nil {
 			return err
 		}
@@ -122,20 +123,14 @@ func (p *pipeline) produce(ctx context.Context, w *walker) error {
 			if err := flush(); err != nil {
 				return err
 			}
-			for i := range f.results {
-				offset := int64(i) * stretchSize
-				one := &unit{
-					stretches: []stretch{{f, offset, min(stretchSize, s.Size-offset)}},
-					slots:     []int{i},
-				}
-				if err := put(ctx, p.units, one); err != nil {
+			for _, one := range stretches {
+				if err := put(ctx, p.units, &unit{stretches: []stretch{one}}); err != nil {
 					return err
 				}
 			}
 			return nil
 		}
-		batch.stretches = append(batch.stretches, stretch{f, 0, s.Size})
-		batch.slots = append(batch.slots, 0)
+		batch.stretches = append(batch.stretches, stretches...)
 		if size += s.Size; size >= batchBytes || len(batch.stretches) >= batchFiles {
 			return flush()
 		}
@@ -147,12 +142,15 @@ func (p *pipeline) produce(ctx context.Context, w *walker) error {
 	return flush()
 }
 
-func newFileState(s source) *fileState {
-	n := int((s.Size + stretchSize - 1) / stretchSize)
-	if s.Size <= batchBytes {
-		n = 1
+// cut says which stretches of a file are read.
+func cut(s source) (*fileState, []stretch) {
+	f := &fileState{source: s}
+	var stretches []stretch
+	for part := range delta.Whole(s.Size, stretchSize) {
+		stretches = append(stretches, stretch{Stretch: part, file: f, slot: len(stretches)})
 	}
-	return &fileState{source: s, results: make([]stretchResult, n), left: n}
+	f.results, f.left = make([]stretchResult, len(stretches)), len(stretches)
+	return f, stretches
 }
 
 func put[T any](ctx context.Context, ch chan<- T, v T) error {

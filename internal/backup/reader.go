@@ -13,6 +13,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"walagent/internal/compress"
+	"walagent/internal/delta"
 	"walagent/internal/errs"
 	"walagent/internal/postgres"
 	"walagent/internal/repo"
@@ -20,9 +21,9 @@ import (
 
 // stretch is a piece of one file that is read by one worker.
 type stretch struct {
-	file   *fileState
-	offset int64
-	length int64
+	delta.Stretch
+	file *fileState
+	slot int // of the file's results
 }
 
 // fileState gathers what the workers find out about a file. Each stretch has
@@ -49,7 +50,6 @@ type fileNow struct {
 // batch of small files.
 type unit struct {
 	stretches []stretch
-	slots     []int // index into the file's results
 }
 
 // worker reads units into frames. It owns its buffers and is used by one
@@ -76,8 +76,8 @@ type piece struct {
 
 // do reads a unit; its results are complete when it returns.
 func (w *worker) do(ctx context.Context, u *unit) error {
-	for i, s := range u.stretches {
-		if err := w.read(ctx, s, &s.file.results[u.slots[i]]); err != nil {
+	for _, s := range u.stretches {
+		if err := w.read(ctx, s, &s.file.results[s.slot]); err != nil {
 			return err
 		}
 	}
@@ -87,14 +87,14 @@ func (w *worker) do(ctx context.Context, u *unit) error {
 // read takes one stretch. Where the file has become shorter the rest is
 // zeros: the truncation is in the WAL and is done again by recovery.
 func (w *worker) read(ctx context.Context, s stretch, out *stretchResult) (err error) {
-	if s.length == 0 && s.file.class.Relation {
+	if s.Length == 0 && s.file.class.Relation {
 		return nil
 	}
 	f, err := os.Open(s.file.osPath)
 	if errors.Is(err, fs.ErrNotExist) {
 		out.gone = true
-		if s.length > 0 {
-			out.runs = append(out.runs, repo.Run{Length: s.length, Zero: true})
+		if s.Length > 0 {
+			out.runs = append(out.runs, repo.Run{Length: s.Length, Zero: true})
 		}
 		return nil
 	}
@@ -109,35 +109,35 @@ func (w *worker) read(ctx context.Context, s stretch, out *stretchResult) (err e
 		if err != nil {
 			return w.explain(err, s)
 		}
-		s.length = info.Size()
+		s.Length = info.Size()
 		out.now = &fileNow{size: info.Size(), modified: info.ModTime()}
 	}
 	if err := w.align(ctx); err != nil {
 		return err
 	}
-	for done := int64(0); done < s.length; {
+	for done := int64(0); done < s.Length; {
 		if len(w.raw) == cap(w.raw) {
 			if err := w.flush(ctx); err != nil {
 				return err
 			}
 		}
 		at := len(w.raw)
-		n := min(s.length-done, int64(cap(w.raw)-at))
+		n := min(s.Length-done, int64(cap(w.raw)-at))
 		if err := w.throttle(ctx, int(n)); err != nil {
 			return err
 		}
 		chunk := w.raw[at : at+int(n)]
-		got, err := f.ReadAt(chunk, s.offset+done)
+		got, err := f.ReadAt(chunk, s.Offset+done)
 		if err != nil && !errors.Is(err, io.EOF) {
 			return w.explain(err, s)
 		}
 		w.meter.read.Add(int64(got))
-		if err := w.pages.check(ctx, f, s.file, s.offset+done, chunk[:got]); err != nil {
+		if err := w.pages.check(ctx, f, s.file, s.Offset+done, chunk[:got]); err != nil {
 			return err
 		}
 		if got < len(chunk) {
 			w.take(out, at, got)
-			out.runs = append(out.runs, repo.Run{Length: s.length - done - int64(got), Zero: true})
+			out.runs = append(out.runs, repo.Run{Length: s.Length - done - int64(got), Zero: true})
 			return nil
 		}
 		if at == 0 && len(chunk) == cap(w.raw) && postgres.IsZero(chunk) {
