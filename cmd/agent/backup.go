@@ -86,7 +86,7 @@ func (a *app) backupOptions(cfg *config.Config) (backup.Options, error) {
 	if err != nil {
 		return backup.Options{}, err
 	}
-	self, err := host.Read()
+	self, err := host.Read(cfg.StateDir)
 	if err != nil {
 		return backup.Options{}, err
 	}

@@ -95,7 +95,7 @@ func (a *app) fetchBackup(cmd *cobra.Command, args []string, f targetFlags) erro
 	if err != nil {
 		return err
 	}
-	self, err := host.Read()
+	self, err := host.Read(cfg.StateDir)
 	if err != nil {
 		return err
 	}

@@ -1,11 +1,8 @@
 package backup
 
 import (
-	"bytes"
-	"crypto/rand"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -60,23 +57,6 @@ func (b *run) running(name repo.BackupName) bool {
 	}
 	// It died and left its file, which goes now.
 	return errors.Join(os.Remove(path), l.Unlock()) != nil
-}
-
-// stateID is what makes this state directory known again: made once, at random.
-func (b *run) stateID() (string, error) {
-	path := filepath.Join(b.StateDir, "id")
-	id, err := os.ReadFile(path)
-	if err == nil && len(bytes.TrimSpace(id)) > 0 {
-		return string(bytes.TrimSpace(id)), nil
-	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return "", fmt.Errorf("read state directory: %w", err)
-	}
-	fresh := rand.Text()
-	if err := os.WriteFile(path, []byte(fresh+"\n"), 0o600); err != nil {
-		return "", errs.Wrap(err, errs.Config, "Give the agent a directory that its user may write with AGENT_STATE_DIR.", "name the state directory")
-	}
-	return fresh, nil
 }
 
 func (b *run) lockPath(name repo.BackupName) string {

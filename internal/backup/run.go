@@ -249,7 +249,7 @@ func (b *run) describeRun() error {
 		Format: repo.Format, Name: name, Type: "full", Cluster: cluster, Label: b.Label,
 		PostgresVersion: b.info.VersionNum, Started: b.Now().UTC().Truncate(time.Millisecond),
 		SegmentSize: b.control.WALSegmentSize, BlockSize: int64(b.control.BlockSize),
-		Checksums: b.control.DataChecksums(), Host: b.Host.Name, Machine: b.Host.Machine,
+		Checksums: b.control.DataChecksums(), Host: b.Host.Name, Machine: b.Host.Machine, StateID: b.Host.State,
 		Directory: b.dataDir, User: ownerName(b.dataDir), Sealed: b.repo.Sealed(), Agent: b.Version,
 	}
 	return nil
@@ -258,11 +258,7 @@ func (b *run) describeRun() error {
 // claim announces the backup.
 func (b *run) claim(ctx context.Context) error {
 	cluster := b.backup.Cluster
-	stateID, err := b.stateID()
-	if err != nil {
-		return err
-	}
-	err = b.repo.EnsureCluster(ctx, repo.Cluster{
+	err := b.repo.EnsureCluster(ctx, repo.Cluster{
 		ID: cluster, Major: b.info.Major, CatalogVersion: b.control.CatalogVersion,
 		BlockSize: b.control.BlockSize, RelSegBlocks: b.control.RelSegBlocks, SegmentSize: b.control.WALSegmentSize,
 	})
@@ -270,7 +266,7 @@ func (b *run) claim(ctx context.Context) error {
 		return err
 	}
 	b.lease, err = b.repo.Claim(ctx, cluster, repo.Claim{
-		Backup: b.backup.Name, Host: b.Host.Name, State: b.StateDir, StateID: stateID, PID: os.Getpid(),
+		Backup: b.backup.Name, Host: b.Host.Name, State: b.StateDir, StateID: b.Host.State, PID: os.Getpid(),
 	}, repo.ClaimOptions{Concurrent: b.AllowConcurrent, Running: b.running})
 	return err
 }

@@ -71,6 +71,7 @@ type Backup struct {
 	Tablespaces     int                  `json:"tablespaces"`
 	Host            string               `json:"host"`
 	Machine         string               `json:"machine,omitempty"` // hash of the machine id
+	StateID         string               `json:"state_id"`          // of the agent's state directory
 	Directory       string               `json:"directory"`         // the data directory, links resolved
 	User            string               `json:"user"`              // owner of the data directory
 	Sealed          bool                 `json:"sealed"`

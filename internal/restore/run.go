@@ -201,7 +201,7 @@ func (x *run) restore(ctx context.Context, packs map[repo.PackID]repo.Pack) erro
 // not archive into the production repository under the same names.
 func (x *run) archivingOff() bool {
 	b := x.choice.Backup
-	// Without a machine id, as in many containers, nothing proves the host.
-	same := b.Host == x.Host.Name && b.Machine != "" && b.Machine == x.Host.Machine && b.Directory == x.dest.root
-	return !same && !x.TakeOver
+	recorded := host.Identity{Name: b.Host, Machine: b.Machine, State: b.StateID}
+	inPlace := recorded.Same(x.Host) && b.Directory == x.dest.root
+	return !inPlace && !x.TakeOver
 }
