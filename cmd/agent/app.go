@@ -7,12 +7,15 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"os/user"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
 
 	"walagent/internal/compress"
 	"walagent/internal/config"
@@ -120,7 +123,7 @@ func (a *app) load(cmd *cobra.Command) (*config.Config, error) {
 		a.log.Warn(w)
 	}
 	if cfg.StateDir == "" {
-		cfg.StateDir, err = config.DefaultStateDir(os.LookupEnv, isDir)
+		cfg.StateDir, err = stateDir()
 	}
 	return cfg, err
 }
@@ -148,6 +151,34 @@ func changedFlags(cmd *cobra.Command) map[string]string {
 		}
 	})
 	return set
+}
+
+// stateDir is the default state directory. Where the environment's cannot be
+// used (a server that was started by root's hand has root's HOME, or none), it
+// is that of the user's own home, so that a repository URL is all that must be
+// configured.
+func stateDir() (string, error) {
+	dir, err := config.DefaultStateDir(os.LookupEnv, isDir)
+	if err == nil && usable(dir) {
+		return dir, nil
+	}
+	if u, uerr := user.Current(); uerr == nil && filepath.IsAbs(u.HomeDir) {
+		if own := filepath.Join(u.HomeDir, ".local", "state", "agent"); usable(own) {
+			return own, nil
+		}
+	}
+	return dir, err
+}
+
+// usable reports whether the directory can be written, or made.
+func usable(dir string) bool {
+	for ; ; dir = filepath.Dir(dir) {
+		if _, err := os.Stat(dir); err == nil || dir == "/" {
+			return unix.Access(dir, unix.W_OK|unix.X_OK) == nil
+		} else if !errors.Is(err, os.ErrNotExist) {
+			return false
+		}
+	}
 }
 
 func isDir(path string) bool {

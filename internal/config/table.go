@@ -52,7 +52,7 @@ func table() []option {
 		{
 			Option: Option{
 				Key: "state_dir", Env: "AGENT_STATE_DIR", Flag: "state-dir", Type: "PATH",
-				Default: "/var/lib/agent if it exists, else $XDG_STATE_HOME/agent, else $HOME/.local/state/agent",
+				Default: "/var/lib/agent if it exists, else $XDG_STATE_HOME/agent, else $HOME/.local/state/agent; where that cannot be written, .local/state/agent in the home of the user who runs it",
 				Allowed: "an absolute path",
 				Help:    "Where the agent keeps local state; outside the data directory.",
 			},

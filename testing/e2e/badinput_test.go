@@ -174,3 +174,22 @@ func TestPromise6BadPages(t *testing.T) {
 		t.Error("the damaged table came back with other bytes")
 	}
 }
+
+// TestNoHome runs the agent with the environment of somebody else, as a server
+// has it that was started by root's hand: a repository is all that it needs.
+func TestNoHome(t *testing.T) {
+	t.Parallel()
+	for _, env := range [][]string{{"HOME=/proc"}, {"HOME="}} {
+		res := harness.Agent(t, append(env, "AGENT_REPOSITORY=/backup"), "config", "show")
+		line := ""
+		for l := range strings.Lines(res.Stdout) {
+			if strings.HasPrefix(l, "state_dir ") {
+				line = l
+			}
+		}
+		fields := strings.Fields(line)
+		if res.Code != 0 || len(fields) < 2 || !filepath.IsAbs(fields[1]) || strings.HasPrefix(fields[1], "/proc") {
+			t.Errorf("%v: status %d, %q, %s", env, res.Code, line, res.Stderr)
+		}
+	}
+}
