@@ -17,12 +17,12 @@ import (
 func (b *run) lock() (unlock func() error, err error) {
 	dir := filepath.Join(b.StateDir, "lock")
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, errs.Wrap(err, errs.Config, "Give the agent a directory that its user may write with AGENT_STATE_DIR.", "make lock directory")
+		return nil, errs.State(err, "make lock directory")
 	}
 	l := flock.New(filepath.Join(dir, fmt.Sprintf("backup-%d", b.control.SystemIdentifier)))
 	got, err := l.TryLock()
 	if err != nil {
-		return nil, errs.Wrap(err, errs.Config, "Give the agent a directory that its user may write with AGENT_STATE_DIR.", "lock backups")
+		return nil, errs.State(err, "lock backups")
 	}
 	if !got {
 		if b.AllowConcurrent {
@@ -39,7 +39,7 @@ func (b *run) lock() (unlock func() error, err error) {
 func (b *run) ownLock() (unlock func() error, err error) {
 	l := flock.New(b.lockPath(b.backup.Name))
 	if _, err := l.TryLock(); err != nil {
-		return nil, errs.Wrap(err, errs.Config, "Give the agent a directory that its user may write with AGENT_STATE_DIR.", "lock the backup")
+		return nil, errs.State(err, "lock the backup")
 	}
 	return func() error { return errors.Join(os.Remove(l.Path()), l.Unlock()) }, nil
 }

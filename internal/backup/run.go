@@ -93,7 +93,7 @@ func Run(ctx context.Context, r *repo.Repository, o Options) (res *Result, err e
 	if err := b.connect(ctx); err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, b.disconnect(ctx)) }()
+	defer b.disconnect(ctx)
 	unlock, err := b.lock()
 	if err != nil {
 		return nil, err
@@ -140,7 +140,8 @@ func (b *run) connect(ctx context.Context) error {
 	}
 	b.server = server
 	if err := b.identify(ctx); err != nil {
-		return errors.Join(err, b.disconnect(ctx))
+		b.disconnect(ctx)
+		return err
 	}
 	return nil
 }
@@ -224,18 +225,12 @@ func within(dir, path string) bool {
 
 // disconnect ends the session, whatever became of ctx: with it ends the
 // server's backup mode.
-func (b *run) disconnect(ctx context.Context) error {
-	if b.server == nil {
-		return nil
-	}
+func (b *run) disconnect(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
-	err := b.server.Close(ctx)
-	b.server = nil
-	if err != nil {
+	if err := b.server.Close(ctx); err != nil {
 		b.Log.Debug("end session", "error", err.Error())
 	}
-	return nil
 }
 
 // describeRun names the backup and notes what is known before it begins.

@@ -11,6 +11,7 @@ package errs
 import (
 	"errors"
 	"fmt"
+	"syscall"
 )
 
 // Kind classifies an error for its reader and for scripts: each kind has one
@@ -109,6 +110,14 @@ func Wrap(err error, kind Kind, hint, format string, args ...any) error {
 		return nil
 	}
 	return &Error{Kind: kind, Hint: hint, What: fmt.Sprintf(format, args...), Err: err}
+}
+
+// State explains that the state directory could not be used.
+func State(err error, what string) error {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return Wrap(err, NoSpace, "Make room where the state directory is, or give another with AGENT_STATE_DIR.", "%s", what)
+	}
+	return Wrap(err, Config, "The agent keeps small files there; give it a directory that its user may write with AGENT_STATE_DIR.", "%s", what)
 }
 
 // KindOf returns the kind of the outermost classified error in the chain, or of

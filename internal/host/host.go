@@ -56,9 +56,7 @@ func stateID(dir string) (string, error) {
 	return fresh, stateError(os.WriteFile(path, []byte(fresh+"\n"), 0o600))
 }
 
-func stateError(err error) error {
-	return errs.Wrap(err, errs.Config, "Give the agent a directory that its user may write with AGENT_STATE_DIR.", "use the state directory")
-}
+func stateError(err error) error { return errs.State(err, "use the state directory") }
 
 // Read finds out the identity of this host. stateDir is the agent's, and gets
 // an id if it has none.

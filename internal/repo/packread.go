@@ -104,8 +104,5 @@ func (s *PackStream) Finish() error {
 // Damaged says that the pack's content is not what was stored.
 func (s *PackStream) Damaged(err error) error { return s.repo.damaged(err, s.key) }
 
-// Key names the pack's object.
-func (s *PackStream) Key() string { return s.key }
-
 // Close gives up the transfer.
 func (s *PackStream) Close() error { return s.body.Close() }

@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"syscall"
 	"time"
 
 	"walagent/internal/errs"
@@ -85,11 +84,4 @@ func (p *Pins) set(url, id string, now time.Time) error {
 	return nil
 }
 
-func stateError(err error) error {
-	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
-		return errs.Wrap(err, errs.NoSpace, "Make room where the state directory is, or give another with AGENT_STATE_DIR.", "use the state directory")
-	}
-	return errs.Wrap(err, errs.Config,
-		"The agent keeps small files there; give it a directory that its user may write with AGENT_STATE_DIR.",
-		"use the state directory")
-}
+func stateError(err error) error { return errs.State(err, "use the state directory") }

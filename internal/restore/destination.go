@@ -406,6 +406,6 @@ func (d *destination) explain(err error) error {
 	case errors.Is(err, fs.ErrPermission):
 		return errs.Wrap(err, errs.Destination, "Run backup-fetch as the user that will run PostgreSQL, in a place where it may write.", "write restored files")
 	default:
-		return errs.Wrap(err, errs.Destination, "", "write restored files")
+		return errs.Wrap(err, errs.Destination, "Look at the kernel's log for disk errors; when it is mended run the same command again: it clears what is unfinished.", "write restored files")
 	}
 }

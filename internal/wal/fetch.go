@@ -255,11 +255,11 @@ func place(body io.Reader, file postgres.WALFile, dest string, cluster repo.Clus
 }
 
 func destError(err error) error {
-	kind := errs.Destination
+	kind, hint := errs.Destination, "The agent writes it as the user that runs it, beside the path that PostgreSQL gave: look at the directory's owner and mode."
 	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
-		kind = errs.NoSpace
+		kind, hint = errs.NoSpace, "Make room where pg_wal is, and start the server again: recovery goes on where it stopped."
 	}
-	return errs.Wrap(err, kind, "", "write restored WAL file")
+	return errs.Wrap(err, kind, hint, "write restored WAL file")
 }
 
 // copyChecked writes body to w; a segment is checked on its way as it was when
@@ -267,7 +267,9 @@ func destError(err error) error {
 func copyChecked(w io.Writer, body io.Reader, file postgres.WALFile, cluster repo.ClusterID) error {
 	var check *postgres.SegmentChecker
 	wrong := func(err error) error {
-		return errs.Wrap(err, errs.Damaged, "", "archived %s is not what its name says", file.Name)
+		return errs.Wrap(err, errs.Damaged,
+			"Recovery must not use it: bring a good copy of its object back from another copy of the repository, or recover to a moment before it, with a target.",
+			"archived %s is not what its name says", file.Name)
 	}
 	err := repo.EachChunk(body, func(raw []byte) error {
 		if check == nil && (file.Kind == postgres.WALSegment || file.Kind == postgres.WALPartial) {
