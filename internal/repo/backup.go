@@ -173,7 +173,7 @@ func (r *Repository) LoadBackup(ctx context.Context, cluster ClusterID, name Bac
 func (r *Repository) Backups(ctx context.Context, cluster ClusterID) ([]*Backup, error) {
 	var all []*Backup
 	var damaged []error
-	for dir, err := range children(ctx, r.bucket, cluster.backupPrefix()) {
+	for dir, err := range r.bucket.Folders(ctx, cluster.backupPrefix()) {
 		if err != nil {
 			return nil, fmt.Errorf("list backups: %w", err)
 		}

@@ -267,7 +267,7 @@ func TestChildren(t *testing.T) {
 	lists := 0
 	m.hook = func(op, _ string) error { lists++; return nil }
 	var got []string
-	for name, err := range children(t.Context(), m, testCluster.backupPrefix()) {
+	for name, err := range m.Folders(t.Context(), testCluster.backupPrefix()) {
 		if err != nil {
 			t.Fatal(err)
 		}

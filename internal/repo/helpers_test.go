@@ -163,6 +163,18 @@ func (m *memory) List(_ context.Context, prefix, after string) iter.Seq2[storage
 	}
 }
 
+func (m *memory) Folders(ctx context.Context, prefix string) iter.Seq2[string, error] {
+	return storage.SkipFolders(ctx, m, prefix)
+}
+
+func (m *memory) Versions(context.Context, string) iter.Seq2[storage.Info, error] {
+	return storage.NoVersions()
+}
+
+func (m *memory) GetVersion(_ context.Context, key, _ string) (io.ReadCloser, storage.Info, error) {
+	return nil, storage.Info{}, m.fail("get", key, storage.ErrNotExist)
+}
+
 func (m *memory) Delete(_ context.Context, keys ...string) error {
 	for _, key := range keys {
 		if err := m.before("delete", key); err != nil {

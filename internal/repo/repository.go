@@ -173,7 +173,7 @@ func (r *Repository) readMarker(ctx context.Context) (marker, error) {
 // Clusters lists the system identifiers that have anything stored.
 func (r *Repository) Clusters(ctx context.Context) ([]ClusterID, error) {
 	var ids []ClusterID
-	for name, err := range children(ctx, r.bucket, clusterRoot) {
+	for name, err := range r.bucket.Folders(ctx, clusterRoot) {
 		if err != nil {
 			return nil, fmt.Errorf("list clusters: %w", err)
 		}

@@ -24,6 +24,11 @@ var (
 	ErrPermission = errors.New("permission denied")
 	// ErrNoSpace: the store is full or over its quota.
 	ErrNoSpace = errors.New("no space left in the store")
+	// ErrNoBucket: there is no such bucket, container or share. It is never
+	// ErrNotExist: a wrong name must not look like a missing object.
+	ErrNoBucket = errors.New("bucket does not exist")
+	// ErrUnsupported: this store, or this bucket, cannot do what was asked.
+	ErrUnsupported = errors.New("not supported by the store")
 	// ErrUnavailable: a passing condition (network, throttling, timeout);
 	// the same call may succeed later. Only errors of this class are retried.
 	ErrUnavailable = errors.New("store unavailable")

@@ -55,6 +55,23 @@ type Bucket interface {
 	// error, and may be used more than once; its consumer may use the bucket.
 	List(ctx context.Context, prefix, startAfter string) iter.Seq2[Info, error]
 
+	// Folders yields, in the order of the keys, the distinct names between prefix, which is
+	// empty or ends with a slash, and the next slash of the keys below it. Keys
+	// directly below prefix, without another slash, are not yielded. It costs one
+	// request for about a thousand names where the store can group keys.
+	// Consistency and errors are those of List.
+	Folders(ctx context.Context, prefix string) iter.Seq2[string, error]
+
+	// Versions yields every version that the store keeps of the objects whose
+	// key begins with prefix: by key, newest first. Info.Version names each,
+	// Info.Hidden says of a newest version that it is only a marker of a
+	// deletion, with nothing to read. Stores without versions, and buckets where
+	// they are off, yield the objects as they are or nothing at all.
+	Versions(ctx context.Context, prefix string) iter.Seq2[Info, error]
+
+	// GetVersion is Get of one version as Versions named it.
+	GetVersion(ctx context.Context, key, version string) (io.ReadCloser, Info, error)
+
 	// Delete removes objects. A missing object is not an error. When some
 	// cannot be removed the others still are, and the error joins one *Error
 	// for each key that remains.
@@ -84,6 +101,28 @@ type PutOptions struct {
 	// Metadata is for people and life-cycle rules; nothing of ours reads it
 	// back. Stores without Capabilities.Metadata drop it.
 	Metadata map[string]string
+	// Lock forbids the store to let anybody delete or replace the object before
+	// a time; nil: no lock. A store that cannot lock refuses the Put with
+	// ErrUnsupported: what was promised as immutable is never stored otherwise.
+	Lock *Lock
+}
+
+// LockMode says who may lift a lock.
+type LockMode string
+
+// The modes of locks, by S3's names.
+const (
+	// Governance: those with a right of its own may (S3 governance mode, GCS
+	// and Azure "Unlocked").
+	Governance LockMode = "governance"
+	// Compliance: nobody may (S3 compliance mode, GCS and Azure "Locked").
+	Compliance LockMode = "compliance"
+)
+
+// Lock keeps an object until a time, by the store's clock.
+type Lock struct {
+	Mode  LockMode
+	Until time.Time
 }
 
 // Info describes an object.
@@ -93,6 +132,9 @@ type Info struct {
 	ModTime  time.Time // the store's clock
 	SHA256   [32]byte  // of the stored bytes; set by Put alone
 	Metadata map[string]string
+	Version  string // of the store's choice; set by Versions and GetVersion
+	Hidden   bool   // set by Versions: a marker of a deletion
+	Lock     *Lock  // set by Stat, where the store tells; nil: none is known
 }
 
 // Capabilities of a store.
@@ -101,6 +143,41 @@ type Capabilities struct {
 	// CheapCheck is true where looking at repository.json costs no request
 	// (a local folder), so that it is done each time and not under a lease.
 	CheapCheck bool
+	Locks      bool // PutOptions.Lock is understood; whether this bucket allows it is told by Probe
+	Versions   bool // the store can keep versions; whether this bucket does is told by Probe
+}
+
+// Facts are what a store says of itself, for people. What it does not tell is
+// left at zero.
+type Facts struct {
+	Time      time.Time         // the store's clock
+	Versioned bool              // older versions are kept
+	Lockable  bool              // objects of this bucket can be locked
+	Retention string            // a default lock of the bucket, as "governance 30d"; "" if none is known
+	Free      int64             // bytes free, -1 or 0 if not known
+	Notes     map[string]string // anything else worth showing: region, endpoint, host key
+}
+
+// Prober is a Bucket that can tell Facts. A fact that may not be looked at
+// with these rights is left out; an error means that the store cannot be used.
+type Prober interface {
+	Probe(ctx context.Context) (Facts, error)
+}
+
+// As finds, in a bucket or what its decorators wrap, one that has the methods
+// of T.
+func As[T any](b Bucket) (T, bool) {
+	for {
+		if t, ok := b.(T); ok {
+			return t, true
+		}
+		w, ok := b.(interface{ Unwrap() Bucket })
+		if !ok {
+			var none T
+			return none, false
+		}
+		b = w.Unwrap()
+	}
 }
 
 // Bytes is a Source over a slice, which must not change while it is in use.

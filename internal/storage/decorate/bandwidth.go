@@ -63,6 +63,17 @@ func (b *bandwidth) Get(ctx context.Context, key string) (io.ReadCloser, storage
 	return b.down.reader(ctx, r), info, nil
 }
 
+// Unwrap is the bucket behind the limit.
+func (b *bandwidth) Unwrap() storage.Bucket { return b.Bucket }
+
+func (b *bandwidth) GetVersion(ctx context.Context, key, version string) (io.ReadCloser, storage.Info, error) {
+	r, info, err := b.Bucket.GetVersion(ctx, key, version)
+	if err != nil || b.down == nil {
+		return r, info, err
+	}
+	return b.down.reader(ctx, r), info, nil
+}
+
 func (b *bandwidth) GetRange(ctx context.Context, key string, off, n int64) (io.ReadCloser, error) {
 	r, err := b.Bucket.GetRange(ctx, key, off, n)
 	if err != nil || b.down == nil {

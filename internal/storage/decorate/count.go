@@ -112,6 +112,10 @@ func (c *Counter) Put(ctx context.Context, key string, src storage.Source, opts 
 // failure.
 func (c *Counter) Get(ctx context.Context, key string) (io.ReadCloser, storage.Info, error) {
 	r, info, err := c.Bucket.Get(ctx, key)
+	return c.got(r, info, err)
+}
+
+func (c *Counter) got(r io.ReadCloser, info storage.Info, err error) (io.ReadCloser, storage.Info, error) {
 	c.get.ended(err)
 	if err != nil {
 		return nil, storage.Info{}, err
@@ -141,17 +145,39 @@ func (c *Counter) Stat(ctx context.Context, key string) (storage.Info, error) {
 
 // List counts each use of the sequence; see storage.Bucket.
 func (c *Counter) List(ctx context.Context, prefix, startAfter string) iter.Seq2[storage.Info, error] {
-	seq := c.Bucket.List(ctx, prefix, startAfter)
-	return func(yield func(storage.Info, error) bool) {
+	return counting(c, c.Bucket.List(ctx, prefix, startAfter))
+}
+
+func counting[T any](c *Counter, seq iter.Seq2[T, error]) iter.Seq2[T, error] {
+	return func(yield func(T, error) bool) {
 		c.list.requests.Add(1)
-		for info, err := range seq {
+		for item, err := range seq {
 			c.list.failed(err)
-			if !yield(info, err) {
+			if !yield(item, err) {
 				return
 			}
 		}
 	}
 }
+
+// Folders counts each use of the sequence as a listing; see storage.Bucket.
+func (c *Counter) Folders(ctx context.Context, prefix string) iter.Seq2[string, error] {
+	return counting(c, c.Bucket.Folders(ctx, prefix))
+}
+
+// Versions counts each use of the sequence as a listing; see storage.Bucket.
+func (c *Counter) Versions(ctx context.Context, prefix string) iter.Seq2[storage.Info, error] {
+	return counting(c, c.Bucket.Versions(ctx, prefix))
+}
+
+// GetVersion counts and passes on; see storage.Bucket.
+func (c *Counter) GetVersion(ctx context.Context, key, version string) (io.ReadCloser, storage.Info, error) {
+	r, info, err := c.Bucket.GetVersion(ctx, key, version)
+	return c.got(r, info, err)
+}
+
+// Unwrap is the bucket whose operations are counted.
+func (c *Counter) Unwrap() storage.Bucket { return c.Bucket }
 
 // Delete counts and passes on; see storage.Bucket.
 func (c *Counter) Delete(ctx context.Context, keys ...string) error {

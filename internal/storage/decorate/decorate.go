@@ -1,8 +1,8 @@
-// Package decorate holds what is the same for all object stores: Retry, Limit,
+// Package decorate holds what is the same for all object stores: Retry,
 // Bandwidth and Count, each a storage.Bucket around another.
 //
-// Seen from the caller the order is Retry, Limit, Bandwidth, Count, store: a
-// wait between two tries holds no slot, and Count sees every single request.
+// Seen from the caller the order is Retry, Bandwidth, Count, store: Count sees
+// every single request.
 package decorate
 
 import (

@@ -156,7 +156,6 @@ func TestDecorators(t *testing.T) {
 	for name, wrap := range map[string]func(storage.Bucket) storage.Bucket{
 		"Retry":      func(b storage.Bucket) storage.Bucket { return Retry(b, quick()) },
 		"RetryFlaky": func(b storage.Bucket) storage.Bucket { return Retry(&flaky{Bucket: b}, quick()) },
-		"Limit":      func(b storage.Bucket) storage.Bucket { return Limit(b, 4) },
 		"Bandwidth": func(b storage.Bucket) storage.Bucket {
 			return Bandwidth(b, BandwidthOptions{Up: 1 << 36, Down: 1 << 36})
 		},
@@ -164,7 +163,7 @@ func TestDecorators(t *testing.T) {
 		"Count":          func(b storage.Bucket) storage.Bucket { return Count(b) },
 		"All": func(b storage.Bucket) storage.Bucket {
 			b = Bandwidth(Count(&flaky{Bucket: b}), BandwidthOptions{Up: 1 << 36, Down: 1 << 36})
-			return Retry(Limit(b, 4), quick())
+			return Retry(b, quick())
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -182,20 +182,67 @@ func (r *retry) GetRange(ctx context.Context, key string, off, n int64) (io.Read
 	return &resuming{ctx: ctx, t: t, body: body, off: off, left: n}, nil
 }
 
+// GetVersion is repeated while it cannot be opened. A stream that breaks is
+// not resumed: versions are read only where the current object is no good.
+func (r *retry) GetVersion(ctx context.Context, key, version string) (io.ReadCloser, storage.Info, error) {
+	var info storage.Info
+	body, err := try(ctx, r.tries("get", key), func() (body io.ReadCloser, err error) {
+		body, info, err = r.Bucket.GetVersion(ctx, key, version)
+		return body, err
+	})
+	return body, info, err
+}
+
+// Unwrap is the bucket whose operations are repeated.
+func (r *retry) Unwrap() storage.Bucket { return r.Bucket }
+
 func (r *retry) List(ctx context.Context, prefix, startAfter string) iter.Seq2[storage.Info, error] {
-	return func(yield func(storage.Info, error) bool) {
+	last := startAfter
+	return relist(ctx, r, prefix, func() iter.Seq2[storage.Info, error] { return r.Bucket.List(ctx, prefix, last) },
+		func() { last = startAfter },
+		func(info storage.Info) bool { last = info.Key; return true })
+}
+
+func (r *retry) Folders(ctx context.Context, prefix string) iter.Seq2[string, error] {
+	last := ""
+	return relist(ctx, r, prefix, func() iter.Seq2[string, error] { return r.Bucket.Folders(ctx, prefix) },
+		func() { last = "" },
+		func(name string) bool {
+			name += "/" // the order is that of keys
+			fresh := name > last
+			last = max(last, name)
+			return fresh
+		})
+}
+
+func (r *retry) Versions(ctx context.Context, prefix string) iter.Seq2[storage.Info, error] {
+	given, again := 0, 0
+	return relist(ctx, r, prefix, func() iter.Seq2[storage.Info, error] {
+		again = 0
+		return r.Bucket.Versions(ctx, prefix)
+	}, func() { given = 0 }, func(storage.Info) bool {
+		again++
+		fresh := again > given
+		given = max(given, again)
+		return fresh
+	})
+}
+
+// relist repeats a listing that breaks. begin is called for each use of the
+// sequence; seen says of each item whether it is a new one.
+func relist[T any](ctx context.Context, r *retry, prefix string, list func() iter.Seq2[T, error], begin func(), seen func(T) bool) iter.Seq2[T, error] {
+	return func(yield func(T, error) bool) {
+		begin()
 		t := r.tries("list", prefix)
-		last := startAfter
 		for {
 			var broke error
-			for info, err := range r.Bucket.List(ctx, prefix, last) {
+			for item, err := range list() {
 				if err != nil {
 					broke = err
 					break
 				}
 				t.progress()
-				last = info.Key
-				if !yield(info, nil) {
+				if seen(item) && !yield(item, nil) {
 					return
 				}
 			}
@@ -203,7 +250,8 @@ func (r *retry) List(ctx context.Context, prefix, startAfter string) iter.Seq2[s
 				return
 			}
 			if err := t.again(ctx, broke); err != nil {
-				yield(storage.Info{}, err)
+				var none T
+				yield(none, err)
 				return
 			}
 		}

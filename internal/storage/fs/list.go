@@ -173,3 +173,19 @@ func (w *walker) entries(at *os.File, base string) ([]entry, error) {
 func (w *walker) wanted(dir string) bool {
 	return strings.HasPrefix(dir, w.prefix) && (dir > w.after || strings.HasPrefix(w.after, dir))
 }
+
+// Folders yields the names of the folders below prefix that hold objects; see
+// storage.Bucket.
+func (b *Bucket) Folders(ctx context.Context, prefix string) iter.Seq2[string, error] {
+	return storage.SkipFolders(ctx, b, prefix)
+}
+
+// Versions yields nothing: a file has one version.
+func (b *Bucket) Versions(context.Context, string) iter.Seq2[storage.Info, error] {
+	return storage.NoVersions()
+}
+
+// GetVersion finds no version.
+func (b *Bucket) GetVersion(_ context.Context, key, _ string) (io.ReadCloser, storage.Info, error) {
+	return nil, storage.Info{}, b.fail("get", key, storage.ErrNotExist)
+}

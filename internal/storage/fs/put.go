@@ -35,6 +35,9 @@ func (b *Bucket) put(ctx context.Context, key string, src storage.Source, opts s
 	if err := ctx.Err(); err != nil {
 		return storage.Info{}, err
 	}
+	if opts.Lock != nil {
+		return storage.Info{}, fmt.Errorf("%w: a folder cannot lock files", storage.ErrUnsupported)
+	}
 	if src.Size() < 0 {
 		return storage.Info{}, fmt.Errorf("%w: %d bytes", storage.ErrBadLength, src.Size())
 	}

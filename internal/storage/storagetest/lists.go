@@ -4,10 +4,12 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"walagent/internal/storage"
 )
@@ -244,4 +246,83 @@ func (s *suite) testDeleteBesidePut() {
 	if got := s.list("", ""); len(got) != 0 {
 		s.Fatalf("there is %q", got)
 	}
+}
+
+// testFolders compares with what the keys themselves say.
+func (s *suite) testFolders() {
+	keys := listKeys()
+	s.fill(keys)
+	for _, prefix := range []string{"", "a/", "big/", "tree/", "tree/3/", "tree/3/0a/", "z/", "none/"} {
+		var want []string
+		for _, k := range keys {
+			rest, below := strings.CutPrefix(k, prefix)
+			if name, _, folder := strings.Cut(rest, "/"); below && folder && !slices.Contains(want, name) {
+				want = append(want, name) // the keys are sorted: "a-b/" before "a/"
+			}
+		}
+		var got []string
+		for name, err := range s.b.Folders(s.ctx, prefix) {
+			if err != nil {
+				s.Fatalf("folders of %q: %v", prefix, err)
+			}
+			got = append(got, name)
+		}
+		if !slices.Equal(got, want) {
+			s.Fatalf("folders of %q: %q, want %q", prefix, got, want)
+		}
+		for name := range s.b.Folders(s.ctx, prefix) {
+			if name != want[0] {
+				s.Fatalf("first folder of %q: %q", prefix, name)
+			}
+			break
+		}
+	}
+	for _, err := range s.b.Folders(s.ctx, "x y") {
+		if !is(err, storage.ErrKey) {
+			s.Fatalf("folders of an invalid prefix: %v", err)
+		}
+	}
+}
+
+// testVersions wants that what Versions names can be read, and that it hides
+// nothing that Get would give.
+func (s *suite) testVersions() {
+	s.put("old/one", []byte("1"))
+	s.put("old/two", []byte("22"))
+	if err := s.b.Delete(s.ctx, "old/two"); err != nil {
+		s.Fatalf("delete: %v", err)
+	}
+	for info, err := range s.b.Versions(s.ctx, "old/") {
+		if err != nil {
+			s.Fatalf("versions: %v", err)
+		}
+		if info.Hidden {
+			continue
+		}
+		r, got, err := s.b.GetVersion(s.ctx, info.Key, info.Version)
+		if err != nil {
+			s.Fatalf("get version %q of %s: %v", info.Version, info.Key, err)
+		}
+		body, err := io.ReadAll(r)
+		r.Close()
+		if err != nil || int64(len(body)) != info.Size || got.Version != info.Version {
+			s.Fatalf("read version %+v: %d bytes, %+v, %v", info, len(body), got, err)
+		}
+	}
+	if _, _, err := s.b.GetVersion(s.ctx, "old/none", "no-such-version"); err == nil {
+		s.Fatal("a version that does not exist is read")
+	}
+}
+
+// testLockRefused wants that no store takes a lock for a remark.
+func (s *suite) testLockRefused() {
+	if s.b.Capabilities().Locks {
+		return // proved by the backend's own tests
+	}
+	lock := &storage.Lock{Mode: storage.Governance, Until: time.Now().Add(time.Hour)}
+	_, err := s.b.Put(s.ctx, "locked", storage.Bytes("x"), storage.PutOptions{Lock: lock})
+	if !is(err, storage.ErrUnsupported) {
+		s.Fatalf("put with a lock: %v, want ErrUnsupported", err)
+	}
+	s.wantFree("locked")
 }
