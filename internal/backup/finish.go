@@ -145,7 +145,8 @@ func (b *run) publish(ctx context.Context, set *repo.PackSet, manifest *repo.Man
 	if err := b.awaitWAL(ctx); err != nil {
 		return err
 	}
-	return b.repo.StoreBackup(ctx, d)
+	b.incomplete, err = b.repo.StoreBackup(ctx, d)
+	return err
 }
 
 // The waits between looks for the WAL: archiving takes a moment, and each look
@@ -164,7 +165,7 @@ func (b *run) awaitWAL(ctx context.Context) error {
 	first, last := b.walRange()
 	began, noticed := b.Now(), b.Now()
 	for wait := walPollFirst; ; wait = min(wait*2, walPollMost) {
-		missing, err := b.missing(ctx, first, last)
+		missing, err := b.repo.MissingWAL(ctx, d.Cluster, first, last, d.SegmentSize)
 		if err != nil {
 			return err
 		}
@@ -220,19 +221,6 @@ func (b *run) watchArchiving(ctx context.Context, start postgres.LSN) (stop func
 		cancel()
 		done.Wait()
 	}
-}
-
-func (b *run) missing(ctx context.Context, first, last postgres.Segment) (string, error) {
-	d := b.backup
-	name, err := b.repo.MissingWAL(ctx, d.Cluster, first, last, d.SegmentSize)
-	if err != nil || name != "" {
-		return name, err
-	}
-	ok, err := b.repo.HasHistory(ctx, d.Cluster, d.Timeline)
-	if err != nil || ok {
-		return "", err
-	}
-	return d.Timeline.String() + ".history", nil
 }
 
 func (b *run) walMissing(ctx context.Context, missing string) error {

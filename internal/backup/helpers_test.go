@@ -82,11 +82,11 @@ type result struct {
 // archive runs the pipeline over a directory into a repository.
 func archive(t testing.TB, dir string, bucket storage.Bucket, codec compress.Setting, workers int, pages *pageChecker, log *slog.Logger) (*result, error) {
 	t.Helper()
-	r := repo.New(bucket, repo.Options{Codec: codec, Log: slog.New(slog.DiscardHandler), Now: time.Now})
+	r := repo.New([]repo.Place{{Name: "main", Bucket: bucket, Required: true}}, repo.Options{SpoolDir: t.TempDir(), Codec: codec, Log: slog.New(slog.DiscardHandler), Now: time.Now})
 	res := &result{repo: r, backup: &repo.Backup{Name: name, Cluster: cluster}}
 	g, gctx := errgroup.WithContext(t.Context())
 	set := r.NewPackSet(gctx, g, cluster, name, 2)
-	m, err := r.NewManifestWriter(set, repo.ManifestHeader{Backup: name, BlockSize: block, Mode: 0o700}, t.TempDir())
+	m, err := r.NewManifestWriter(set, repo.ManifestHeader{Backup: name, BlockSize: block, Mode: 0o700})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -131,7 +131,12 @@ func (r *result) content(t testing.TB) (entries []repo.Entry, files map[string][
 	if err != nil {
 		t.Fatal(err)
 	}
-	m, err := r.repo.OpenManifest(ctx, r.backup, packs)
+	root, err := r.repo.OpenManifest(ctx, r.backup)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	m, err := root.Read(packs)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -170,13 +175,11 @@ func (r *result) content(t testing.TB) (entries []repo.Entry, files map[string][
 // openPack decodes a whole pack.
 func openPack(t testing.TB, r *result, p repo.Pack) []byte {
 	t.Helper()
-	s, err := r.repo.OpenPack(t.Context(), cluster, name, p)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer s.Close()
 	stored := make([]byte, p.Size)
-	if err := errors.Join(s.ReadFrame(0, stored), s.Finish()); err != nil {
+	err := r.repo.ReadPack(t.Context(), cluster, name, p, func(s *repo.PackStream) error {
+		return errors.Join(s.ReadFrame(0, stored), s.Finish())
+	})
+	if err != nil {
 		t.Fatal(err)
 	}
 	raw, err := io.ReadAll(compress.NewReader(bytes.NewReader(stored)))

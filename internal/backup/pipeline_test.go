@@ -236,7 +236,12 @@ func TestPipelineAligns(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m, err := res.repo.OpenManifest(t.Context(), res.backup, packs)
+	root, err := res.repo.OpenManifest(t.Context(), res.backup)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	m, err := root.Read(packs)
 	if err != nil {
 		t.Fatal(err)
 	}

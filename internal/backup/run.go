@@ -34,13 +34,13 @@ type Options struct {
 	WALTimeout      time.Duration
 	AllowConcurrent bool
 	StateDir        string
-	// RepositoryDir is the repository's directory where it is a local one:
-	// it must not lie in what is backed up.
-	RepositoryDir string
-	Host          host.Identity
-	Log           *slog.Logger
-	Now           func() time.Time
-	Version       string
+	// RepositoryDirs are the repository's directories where it is local: they
+	// must not lie in what is backed up.
+	RepositoryDirs []string
+	Host           host.Identity
+	Log            *slog.Logger
+	Now            func() time.Time
+	Version        string
 	// Progress is called about every second from one goroutine; nil: never.
 	Progress func(Progress)
 }
@@ -60,22 +60,26 @@ type Result struct {
 	BytesRead int64
 	Vanished  int64
 	Elapsed   time.Duration
+	// Incomplete names the best-effort repositories that have not got it yet.
+	Incomplete []string
 }
 
 // run is one backup on its way.
 type run struct {
 	Options
-	repo     *repo.Repository
-	server   *postgres.Server
-	info     postgres.Info
-	control  *postgres.Control
-	dataDir  string
-	backup   *repo.Backup
-	lease    *repo.Lease
-	meter    meter
-	bad      badPages
-	reporter *reporter
-	lsnMu    sync.Mutex
+	repo    *repo.Repository
+	server  *postgres.Server
+	info    postgres.Info
+	control *postgres.Control
+	dataDir string
+	backup  *repo.Backup
+	lease   *repo.Lease
+	meter   meter
+	bad     badPages
+	// incomplete names the places where the backup does not exist yet.
+	incomplete []string
+	reporter   *reporter
+	lsnMu      sync.Mutex
 }
 
 // Run takes a full backup. When it returns without error the backup is
@@ -122,7 +126,7 @@ func Run(ctx context.Context, r *repo.Repository, o Options) (res *Result, err e
 		}
 		return nil, fmt.Errorf("backup %s: %w", b.backup.Name, err)
 	}
-	res = &Result{Backup: b.backup, BytesRead: b.meter.read.Load(), Vanished: b.meter.vanished.Load(), Elapsed: o.Now().Sub(started)}
+	res = &Result{Backup: b.backup, BytesRead: b.meter.read.Load(), Vanished: b.meter.vanished.Load(), Elapsed: o.Now().Sub(started), Incomplete: b.incomplete}
 	if b.bad.count > 0 {
 		return res, errs.New(errs.BadPages,
 			"The backup exists and is marked. Find out whether the disk is failing; the pages are as damaged in the running server (pg_amcheck tells more), an older backup may have them whole.",
@@ -168,9 +172,11 @@ func (b *run) identify(ctx context.Context) error {
 		return errs.New(errs.Foreign, "Give the data directory of the server that the connection settings (PGHOST, PGPORT) lead to.",
 			"data directory %s belongs to cluster %d, the server is cluster %d", b.dataDir, b.control.SystemIdentifier, info.SystemIdentifier)
 	}
-	if b.RepositoryDir != "" && within(b.dataDir, b.RepositoryDir) {
-		return errs.New(errs.Config, "Put the repository elsewhere, best on another machine.",
-			"repository %s lies in the data directory %s", b.RepositoryDir, b.dataDir)
+	for _, dir := range b.RepositoryDirs {
+		if within(b.dataDir, dir) {
+			return errs.New(errs.Config, "Put the repository elsewhere, best on another machine.",
+				"repository %s lies in the data directory %s", dir, b.dataDir)
+		}
 	}
 	b.warnings()
 	return nil
@@ -364,7 +370,7 @@ func (b *run) newManifest(set *repo.PackSet) (*repo.ManifestWriter, error) {
 	}
 	return b.repo.NewManifestWriter(set, repo.ManifestHeader{
 		Backup: b.backup.Name, BlockSize: b.backup.BlockSize, Mode: uint32(info.Mode().Perm()),
-	}, filepath.Join(b.StateDir, "spool"))
+	})
 }
 
 func (b *run) files(ctx context.Context, start postgres.LSN, data *repo.Writer, manifest *repo.ManifestWriter) error {

@@ -9,7 +9,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"walagent/internal/compress"
 	"walagent/internal/errs"
@@ -105,42 +108,93 @@ func selfDigest(body []byte) (digits []byte, sum Digest, ok bool) {
 const maxBackupJSON = 8 << 10
 
 // StoreBackup creates backup.json, the act that makes the backup exist. It
-// comes after everything else is durable.
-func (r *Repository) StoreBackup(ctx context.Context, b *Backup) error {
+// comes after everything else is durable. In a best-effort place that lacks
+// something the backup does not exist yet; agent repo sync brings the rest, and
+// then backup.json. incomplete names those places.
+func (r *Repository) StoreBackup(ctx context.Context, b *Backup) (incomplete []string, err error) {
 	body, err := json.MarshalIndent(b, "", "  ")
 	if err != nil {
-		return fmt.Errorf("encode backup.json: %w", err)
+		return nil, fmt.Errorf("encode backup.json: %w", err)
 	}
 	if len(body) >= maxBackupJSON {
-		return fmt.Errorf("encode backup.json: %d bytes are more than %d", len(body), maxBackupJSON)
+		return nil, fmt.Errorf("encode backup.json: %d bytes are more than %d", len(body), maxBackupJSON)
 	}
 	body = append(body, '\n')
 	digits, sum, ok := selfDigest(body)
 	if !ok {
-		return errors.New("encode backup.json: it has no place for its own hash")
+		return nil, errors.New("encode backup.json: it has no place for its own hash")
 	}
 	copy(digits, sum.String())
-	if _, err := r.putOwned(ctx, b.Cluster.backupKey(b.Name), storage.Bytes(body)); err != nil {
-		return fmt.Errorf("store backup.json: %w", err)
+	key := b.Cluster.backupKey(b.Name)
+	err = r.everywhere(ctx, key, func(ctx context.Context, p *place) error {
+		if !p.Required {
+			if lacks, err := r.missingAt(ctx, p, b); err != nil || lacks != "" {
+				return errors.Join(err, behind(lacks))
+			}
+		}
+		_, err := p.putOwned(ctx, key, storage.Bytes(body), storage.PutOptions{Lock: p.lock(r.now())})
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("store backup.json: %w", err)
 	}
-	return nil
+	for _, p := range r.places {
+		if p.err() != nil {
+			incomplete = append(incomplete, p.Name)
+		}
+	}
+	return incomplete, nil
+}
+
+func behind(lacks string) error {
+	if lacks == "" {
+		return nil
+	}
+	return fmt.Errorf("the WAL file %s has not arrived there", lacks)
+}
+
+// missingAt names the first WAL file that the backup needs and that is not at
+// the place, or "".
+func (r *Repository) missingAt(ctx context.Context, p *place, b *Backup) (string, error) {
+	first, err := postgres.ParseSegment(b.StartSegment, b.SegmentSize)
+	if err != nil {
+		return "", err
+	}
+	last, err := postgres.ParseSegment(b.StopSegment, b.SegmentSize)
+	if err != nil {
+		return "", err
+	}
+	name, err := missingSegment(ctx, p, b.Cluster, first, last, b.SegmentSize)
+	if err != nil || name != "" {
+		return name, err
+	}
+	return missingHistory(ctx, p, b.Cluster, b.Timeline)
 }
 
 // LoadBackup reads one backup.json. A backup that does not exist is NotFound.
 func (r *Repository) LoadBackup(ctx context.Context, cluster ClusterID, name BackupName) (*Backup, error) {
 	key := cluster.backupKey(name)
-	body, err := r.readAll(ctx, key, maxBackupJSON)
+	var b *Backup
+	err := r.read(ctx, key, expected, func(s source) error {
+		body, err := s.readAll(ctx, key, maxBackupJSON)
+		if err == nil {
+			b, err = s.decodeBackup(body, cluster, name)
+		}
+		return err
+	})
 	if errors.Is(err, storage.ErrNotExist) {
 		return nil, errs.Wrap(err, errs.NotFound,
 			"See what there is with: agent backup-list. A backup without backup.json was interrupted, is still running, or lost that object.",
 			"there is no backup %s of cluster %s in %s", name, cluster, r)
 	}
-	if err != nil {
-		return nil, err
-	}
+	return b, err
+}
+
+func (s source) decodeBackup(body []byte, cluster ClusterID, name BackupName) (*Backup, error) {
+	key := cluster.backupKey(name)
 	digits, sum, ok := selfDigest(body)
 	if ok && string(digits) != sum.String() {
-		return nil, r.damaged(errors.New("its SHA-256 is not the one it carries"), key)
+		return nil, s.damaged(errors.New("its SHA-256 is not the one it carries"), key)
 	}
 	// Of another format no field but these has to be what it is today.
 	var other struct {
@@ -153,48 +207,65 @@ func (r *Repository) LoadBackup(ctx context.Context, cluster ClusterID, name Bac
 	}
 	b := new(Backup)
 	if err := json.Unmarshal(body, b); err != nil {
-		return nil, r.damaged(fmt.Errorf("decode: %w", err), key)
+		return nil, s.damaged(fmt.Errorf("decode: %w", err), key)
 	}
 	if !ok || b.Format != Format {
-		return nil, r.damaged(errors.New("it has no format, or not its SHA-256"), key)
+		return nil, s.damaged(errors.New("it has no format, or not its SHA-256"), key)
 	}
 	if b.Name != name || b.Cluster != cluster {
-		return nil, r.damaged(fmt.Errorf("it describes backup %s of cluster %s", b.Name, b.Cluster), key)
+		return nil, s.damaged(fmt.Errorf("it describes backup %s of cluster %s", b.Name, b.Cluster), key)
 	}
 	if !b.SegmentSize.Valid() || b.BlockSize <= 0 || b.StopLSN < b.StartLSN || b.Timeline == 0 {
-		return nil, r.damaged(errors.New("its positions or sizes are impossible"), key)
+		return nil, s.damaged(errors.New("its positions or sizes are impossible"), key)
 	}
 	return b, nil
 }
 
-// Backups loads all backups of a cluster: one listing and one small GET each.
-// Folders without backup.json are not backups and are left out. Those that can
-// be read are returned also when the error says that some are damaged.
+// loads is how many backup.json are read at a time.
+const loads = 8
+
+// Backups loads all backups of a cluster: one listing of each place and one
+// small GET for each backup. Folders without backup.json are not backups and
+// are left out. Those that can be read are returned also when the error says
+// that some are damaged.
 func (r *Repository) Backups(ctx context.Context, cluster ClusterID) ([]*Backup, error) {
-	var all []*Backup
-	var damaged []error
-	for dir, err := range r.bucket.Folders(ctx, cluster.backupPrefix()) {
-		if err != nil {
-			return nil, fmt.Errorf("list backups: %w", err)
+	var names []BackupName
+	err := r.anywhere(func(p *place) error {
+		for dir, err := range p.Bucket.Folders(ctx, cluster.backupPrefix()) {
+			if err != nil {
+				return fmt.Errorf("list backups: %w", err)
+			}
+			if name, err := ParseBackupName(dir); err == nil && !slices.Contains(names, name) {
+				names = append(names, name)
+			}
 		}
-		name, err := ParseBackupName(dir)
-		if err != nil {
-			continue
-		}
-		b, err := r.LoadBackup(ctx, cluster, name)
-		switch errs.KindOf(err) {
-		case errs.NotFound:
-			continue
-		case errs.Damaged, errs.Config:
-			damaged = append(damaged, err)
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, b)
+		return nil
+	})
+	if err != nil {
+		return nil, err
 	}
-	return all, errors.Join(damaged...)
+	slices.Sort(names)
+	loaded, failed := make([]*Backup, len(names)), make([]error, len(names))
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(loads)
+	for i, name := range names {
+		g.Go(func() error {
+			b, err := r.LoadBackup(gctx, cluster, name)
+			switch errs.KindOf(err) {
+			case errs.NotFound:
+				return nil
+			case errs.Damaged, errs.Config:
+				failed[i] = err
+				return nil
+			}
+			loaded[i] = b
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(loaded, func(b *Backup) bool { return b == nil }), errors.Join(failed...)
 }
 
 // StorePacks creates the list of the backup's packs: a line of JSON for each,
@@ -226,7 +297,7 @@ func (r *Repository) StorePacks(ctx context.Context, cluster ClusterID, name Bac
 	if err := flush(); err != nil {
 		return ObjectDigest{}, fmt.Errorf("compress pack list: %w", err)
 	}
-	info, err := r.putOwned(ctx, cluster.packsKey(name), storage.Bytes(body))
+	info, err := r.putOwned(ctx, cluster.packsKey(name), cluster.backupKey(name), storage.Bytes(body))
 	if err != nil {
 		return ObjectDigest{}, fmt.Errorf("store pack list: %w", err)
 	}
@@ -237,14 +308,12 @@ func (r *Repository) StorePacks(ctx context.Context, cluster ClusterID, name Bac
 // backup.json. It is keyed by pack; own packs have the backup's own name.
 func (r *Repository) LoadPacks(ctx context.Context, b *Backup) (map[PackID]Pack, error) {
 	key := b.Cluster.packsKey(b.Name)
-	stored, err := r.readAll(ctx, key, b.Packs.Size)
+	stored, err := r.download(ctx, key, b.Packs)
 	if err != nil {
-		return nil, r.missing(err, key)
+		return nil, err
 	}
-	if int64(len(stored)) != b.Packs.Size || Digest(sha256.Sum256(stored)) != b.Packs.SHA256 {
-		return nil, r.damaged(errors.New("its SHA-256 is not the one in backup.json"), key)
-	}
-	raw := compress.NewReader(bytes.NewReader(stored))
+	defer stored.Close()
+	raw := compress.NewReader(io.NewSectionReader(stored.readerAt(), 0, stored.Size()))
 	defer raw.Close()
 	d := json.NewDecoder(raw)
 	packs := make(map[PackID]Pack)
@@ -255,7 +324,7 @@ func (r *Repository) LoadPacks(ctx context.Context, b *Backup) (map[PackID]Pack,
 			return packs, nil
 		}
 		if err != nil {
-			return nil, r.damaged(fmt.Errorf("decode: %w", err), key)
+			return nil, r.malformed(err, key)
 		}
 		id := PackID{p.Lender, p.Number}
 		if id.Backup == "" {

@@ -20,6 +20,11 @@ func exampleBackup() *Backup {
 	}
 }
 
+func storeBackup(t testing.TB, r *Repository, b *Backup) error {
+	_, err := r.StoreBackup(t.Context(), b)
+	return err
+}
+
 func TestBackupRoundTrip(t *testing.T) {
 	m := newMemory()
 	r := testRepo(m, Keys{}, compress.Setting{})
@@ -27,7 +32,7 @@ func TestBackupRoundTrip(t *testing.T) {
 	if _, err := r.LoadBackup(t.Context(), testCluster, testName); errs.KindOf(err) != errs.NotFound {
 		t.Fatalf("not there: %v", err)
 	}
-	if err := errorsFirst(r.StoreBackup(t.Context(), want), r.StoreBackup(t.Context(), want)); err != nil {
+	if err := errorsFirst(storeBackup(t, r, want), storeBackup(t, r, want)); err != nil {
 		t.Fatal(err)
 	}
 	got, err := r.LoadBackup(t.Context(), testCluster, testName)
@@ -40,12 +45,12 @@ func TestBackupRoundTrip(t *testing.T) {
 	}
 	other := exampleBackup()
 	other.Label = "x"
-	if err := r.StoreBackup(t.Context(), other); err == nil {
+	if err := storeBackup(t, r, other); err == nil {
 		t.Fatal("backup.json was replaced")
 	}
 	long := exampleBackup()
 	long.Label = strings.Repeat("x", maxBackupJSON)
-	if err := r.StoreBackup(t.Context(), long); err == nil {
+	if err := storeBackup(t, r, long); err == nil {
 		t.Fatal("a backup.json of more than 8 KiB was stored")
 	}
 	// A folder without backup.json is no backup, and one of another name none.

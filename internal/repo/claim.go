@@ -75,24 +75,40 @@ func (l *Lease) put(ctx context.Context, n int) error {
 	if err != nil {
 		return fmt.Errorf("encode claim: %w", err)
 	}
-	if _, err := l.repo.putOwned(ctx, l.cluster.claimKey(l.claim.Backup, n), storage.Bytes(append(body, '\n'))); err != nil {
+	// A claim is never locked: it is to go when the backup ends.
+	err = l.repo.everywhere(ctx, "", func(ctx context.Context, p *place) error {
+		_, err := p.putOwned(ctx, l.cluster.claimKey(l.claim.Backup, n), storage.Bytes(append(body, '\n')), storage.PutOptions{})
+		return err
+	})
+	if err != nil {
 		return fmt.Errorf("claim the backup: %w", err)
 	}
 	return nil
 }
 
-// alone looks at the other claims. Of two that began together the one that
-// the store took first stays; the name decides between equal times.
+// alone looks at the other claims, in each place: hosts may share some of their
+// places only.
 func (l *Lease) alone(ctx context.Context) error {
+	return l.repo.everywhere(ctx, "", l.aloneAt)
+}
+
+// aloneAt looks at the other claims of a place. Of two that began together the
+// one that the store took first stays; the name decides between equal times.
+func (l *Lease) aloneAt(ctx context.Context, p *place) error {
 	// A claim counts from its first object, and lives from its newest: one
 	// that is renewed while we look was there before us all the same.
 	first, newest := make(map[BackupName]storage.Info), make(map[BackupName]storage.Info)
-	for info, err := range l.repo.bucket.List(ctx, l.cluster.claimPrefix(), "") {
+	ended := make(map[BackupName]bool)
+	for info, err := range p.Bucket.List(ctx, l.cluster.claimPrefix(), "") {
 		if err != nil {
 			return fmt.Errorf("list claims: %w", err)
 		}
 		name, err := ParseBackupName(firstComponent(info.Key, l.cluster.claimPrefix()))
 		if err != nil {
+			continue
+		}
+		if info.Key == l.cluster.claimEnd(name) {
+			ended[name] = true
 			continue
 		}
 		if old, ok := newest[name]; !ok || info.ModTime.After(old.ModTime) {
@@ -107,14 +123,14 @@ func (l *Lease) alone(ctx context.Context) error {
 		return fmt.Errorf("list claims: own claim %s is not listed", l.claim.Backup)
 	}
 	for name, info := range newest {
-		if name == l.claim.Backup || own.ModTime.Sub(info.ModTime) > claimTTL {
+		if name == l.claim.Backup || ended[name] || own.ModTime.Sub(info.ModTime) > claimTTL {
 			continue
 		}
 		since := first[name].ModTime
 		if since.After(own.ModTime) || since.Equal(own.ModTime) && name > l.claim.Backup {
 			continue
 		}
-		if err := l.refuse(ctx, info); err != nil {
+		if err := l.refuse(ctx, source{repo: l.repo, place: p}, info); err != nil {
 			return err
 		}
 	}
@@ -122,8 +138,8 @@ func (l *Lease) alone(ctx context.Context) error {
 }
 
 // refuse reads another's claim and says who holds it; nil if it does not count.
-func (l *Lease) refuse(ctx context.Context, info storage.Info) error {
-	body, err := l.repo.readAll(ctx, info.Key, 64<<10)
+func (l *Lease) refuse(ctx context.Context, s source, info storage.Info) error {
+	body, err := s.readAll(ctx, info.Key, maxMarker)
 	if errors.Is(err, storage.ErrNotExist) {
 		return nil // released meanwhile
 	}
@@ -132,7 +148,7 @@ func (l *Lease) refuse(ctx context.Context, info storage.Info) error {
 	}
 	var other Claim
 	if err := json.Unmarshal(body, &other); err != nil {
-		return l.repo.damaged(fmt.Errorf("decode: %w", err), info.Key)
+		return s.damaged(fmt.Errorf("decode: %w", err), info.Key)
 	}
 	here := other.StateID != "" && other.StateID == l.claim.StateID
 	if here && (l.opts.Running == nil || !l.opts.Running(other.Backup)) {
@@ -150,13 +166,22 @@ func (l *Lease) Renew(ctx context.Context) error {
 	return l.put(ctx, l.renewed)
 }
 
-// Release removes the claim.
+// Release removes the claim. Where these credentials may not delete, it is
+// ended by one more object.
 func (l *Lease) Release(ctx context.Context) error {
 	keys := make([]string, 0, l.renewed+1)
 	for n := range l.renewed + 1 {
 		keys = append(keys, l.cluster.claimKey(l.claim.Backup, n))
 	}
-	if err := l.repo.bucket.Delete(ctx, keys...); err != nil {
+	err := l.repo.everywhere(ctx, "", func(ctx context.Context, p *place) error {
+		err := p.Bucket.Delete(ctx, keys...)
+		if !errors.Is(err, storage.ErrPermission) {
+			return err
+		}
+		_, err = p.putOwned(ctx, l.cluster.claimEnd(l.claim.Backup), storage.Bytes("{}\n"), storage.PutOptions{})
+		return err
+	})
+	if err != nil {
 		return fmt.Errorf("release claim: %w", err)
 	}
 	return nil

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -126,12 +127,25 @@ func TestClaimFailures(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// Where nothing may be deleted the end of a claim is one more object.
+	if err := l.Release(t.Context()); err != nil || !slices.Contains(m.keys(), testCluster.claimEnd(testName)) {
+		t.Fatalf("got %v, %q", err, m.keys())
+	}
+	m.clock = testTime.Add(time.Second)
+	if _, err := r.Claim(t.Context(), testCluster, claimOf(otherName, "b"), ClaimOptions{}); err != nil {
+		t.Fatalf("a claim that was ended holds: %v", err)
+	}
+	m.hook = func(op, _ string) error {
+		if op == "delete" || op == "put" {
+			return storage.ErrPermission
+		}
+		return nil
+	}
 	if err := l.Release(t.Context()); !errors.Is(err, storage.ErrPermission) {
 		t.Fatalf("got %v", err)
 	}
-	m.clock = testTime.Add(time.Second)
-	if _, err := r.Claim(t.Context(), testCluster, claimOf(otherName, "b"), ClaimOptions{}); errs.KindOf(err) != errs.Locked {
-		t.Fatalf("a claim that could not be removed holds, and so does the refused one; the reason is the first: %v", err)
+	for _, name := range []BackupName{testName, otherName} {
+		delete(m.objects, testCluster.claimEnd(name))
 	}
 	m.hook = nil
 	m.set(testCluster.claimKey(testName, 0), []byte("{"))
@@ -146,7 +160,7 @@ func TestClaimFailures(t *testing.T) {
 
 // pinned is a repository whose handle pins in dir.
 func pinned(m *memory, dir string, now *time.Time) *Repository {
-	return New(m, Options{Pins: NewPins(dir), Log: slog.New(slog.DiscardHandler), Now: func() time.Time { return *now }, Version: "test"})
+	return New([]Place{{Name: "main", Bucket: m, Required: true}}, Options{Pins: NewPins(dir), Log: slog.New(slog.DiscardHandler), Now: func() time.Time { return *now }, Version: "test"})
 }
 
 func TestCheck(t *testing.T) {
@@ -205,14 +219,15 @@ func TestInitAndPins(t *testing.T) {
 	if err := r.Check(t.Context()); errs.KindOf(err) != errs.NotInitialised || !strings.Contains(errs.HintOf(err), "agent repo init") {
 		t.Fatalf("before: %v", err)
 	}
-	id, err := r.Init(t.Context())
-	if err != nil || len(id) != 32 {
-		t.Fatalf("%q, %v", id, err)
+	ids, err := r.Init(t.Context())
+	id := ids[r.String()]
+	if err != nil || len(ids) != 1 || len(id) != 32 {
+		t.Fatalf("%q, %v", ids, err)
 	}
 	if _, err := r.Init(t.Context()); errs.KindOf(err) != errs.Conflict {
 		t.Fatalf("a second time: %v", err)
 	}
-	if got, err := r.readMarker(t.Context()); got.ID != id || err != nil {
+	if got, err := r.readMarker(t.Context(), r.places[0]); got.ID != id || err != nil {
 		t.Fatalf("%v, %v", got, err)
 	}
 	pin := r.pins.path(r.String())

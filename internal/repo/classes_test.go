@@ -1,7 +1,6 @@
 package repo
 
 import (
-	"io"
 	"testing"
 
 	"walagent/internal/compress"
@@ -54,19 +53,13 @@ func TestPromise8KeyClasses(t *testing.T) {
 
 	read := [3]func(r *Repository) error{
 		func(r *Repository) error {
-			s, err := r.OpenPack(t.Context(), testCluster, otherName, list[0])
-			if err != nil {
-				return err
-			}
-			return errorsFirst(s.ReadFrame(0, make([]byte, len(frame))), s.Finish(), s.Close())
+			return r.ReadPack(t.Context(), testCluster, otherName, list[0], func(s *PackStream) error {
+				return errorsFirst(s.ReadFrame(0, make([]byte, len(frame))), s.Finish())
+			})
 		},
 		func(r *Repository) error {
-			o, err := r.OpenWAL(t.Context(), testCluster, walFile(t, segmentName))
-			if err != nil {
-				return err
-			}
-			_, err = io.Copy(io.Discard, o)
-			return errorsFirst(err, o.Close())
+			_, err := getWAL(t, r, segmentName)
+			return err
 		},
 		func(r *Repository) error {
 			_, _, err := load(t.Context(), r, b, packs)

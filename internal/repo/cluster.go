@@ -30,8 +30,15 @@ func (r *Repository) EnsureCluster(ctx context.Context, c Cluster) error {
 	if err != nil {
 		return fmt.Errorf("encode cluster.json: %w", err)
 	}
-	_, err = r.bucket.Put(ctx, c.ID.clusterKey(), storage.Bytes(append(body, '\n')), storage.PutOptions{})
-	if err != nil && !errors.Is(err, storage.ErrExists) {
+	body = append(body, '\n')
+	err = r.everywhere(ctx, c.ID.clusterKey(), func(ctx context.Context, p *place) error {
+		_, err := p.Bucket.Put(ctx, c.ID.clusterKey(), storage.Bytes(body), storage.PutOptions{Lock: p.lock(r.now())})
+		if errors.Is(err, storage.ErrExists) {
+			return nil
+		}
+		return err
+	})
+	if err != nil {
 		return fmt.Errorf("store cluster.json: %w", err)
 	}
 	return nil
@@ -40,15 +47,19 @@ func (r *Repository) EnsureCluster(ctx context.Context, c Cluster) error {
 // Cluster reads cluster.json.
 func (r *Repository) Cluster(ctx context.Context, id ClusterID) (Cluster, error) {
 	var c Cluster
-	body, err := r.readAll(ctx, id.clusterKey(), 64<<10)
-	if err != nil {
-		return c, err
-	}
-	if err := json.Unmarshal(body, &c); err != nil {
-		return c, r.damaged(fmt.Errorf("decode: %w", err), id.clusterKey())
-	}
-	if c.ID != id || !c.SegmentSize.Valid() {
-		return c, r.damaged(fmt.Errorf("it describes cluster %s with WAL segments of %d bytes", c.ID, uint32(c.SegmentSize)), id.clusterKey())
-	}
-	return c, nil
+	err := r.read(ctx, id.clusterKey(), expected, func(s source) error {
+		body, err := s.readAll(ctx, id.clusterKey(), maxMarker)
+		if err != nil {
+			return err
+		}
+		c = Cluster{}
+		if err := json.Unmarshal(body, &c); err != nil {
+			return s.damaged(fmt.Errorf("decode: %w", err), id.clusterKey())
+		}
+		if c.ID != id || !c.SegmentSize.Valid() {
+			return s.damaged(fmt.Errorf("it describes cluster %s with WAL segments of %d bytes", c.ID, uint32(c.SegmentSize)), id.clusterKey())
+		}
+		return nil
+	})
+	return c, err
 }

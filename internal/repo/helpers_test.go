@@ -254,7 +254,7 @@ func setting(t testing.TB, s string) compress.Setting {
 }
 
 func testRepo(b storage.Bucket, keys Keys, codec compress.Setting) *Repository {
-	return New(b, Options{
+	return New([]Place{{Name: "main", Bucket: b, Required: true}}, Options{
 		Keys: keys, Codec: codec, Log: slog.New(slog.DiscardHandler),
 		Now: func() time.Time { return testTime }, Version: "test",
 	})

@@ -81,6 +81,11 @@ func (c ClusterID) claimKey(name BackupName, n int) string {
 	return fmt.Sprintf("%s%s/%d", c.claimPrefix(), name, n)
 }
 
+// claimEnd says that a claim was given back.
+func (c ClusterID) claimEnd(name BackupName) string {
+	return fmt.Sprintf("%s%s/ended", c.claimPrefix(), name)
+}
+
 // BackupName is the UTC start time and six random letters, for people:
 // nothing is ordered by it, since clocks go wrong.
 type BackupName string

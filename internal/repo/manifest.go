@@ -110,14 +110,13 @@ type ManifestWriter struct {
 }
 
 // NewManifestWriter begins a manifest whose sections go into the set's packs.
-// spoolDir takes a root that is too large for memory.
-func (r *Repository) NewManifestWriter(set *PackSet, h ManifestHeader, spoolDir string) (*ManifestWriter, error) {
+func (r *Repository) NewManifestWriter(set *PackSet, h ManifestHeader) (*ManifestWriter, error) {
 	enc, err := compress.NewEncoder(r.codec)
 	if err != nil {
 		return nil, fmt.Errorf("make encoder: %w", err)
 	}
 	m := &ManifestWriter{repo: r, cluster: set.cluster, header: h, packs: set.Writer(PackMeta), enc: enc}
-	m.root = rootWriter{enc: enc, spool: spool{dir: spoolDir}}
+	m.root = rootWriter{enc: enc, spool: spool{dir: r.spoolDir}}
 	if m.root.seal, err = sealWriter(&m.root.spool, r.keys.Meta); err != nil {
 		return nil, fmt.Errorf("begin manifest: %w", err)
 	}
@@ -270,7 +269,7 @@ func (m *ManifestWriter) Finish(ctx context.Context) (ManifestTotals, error) {
 
 // Store creates the manifest's object.
 func (m *ManifestWriter) Store(ctx context.Context) (ObjectDigest, error) {
-	info, err := m.repo.putOwned(ctx, m.cluster.manifestKey(m.header.Backup), &m.root.spool)
+	info, err := m.repo.putOwned(ctx, m.cluster.manifestKey(m.header.Backup), m.cluster.backupKey(m.header.Backup), &m.root.spool)
 	if err != nil {
 		return ObjectDigest{}, fmt.Errorf("store manifest: %w", err)
 	}

@@ -29,7 +29,7 @@ func store(t testing.TB, r *Repository, items []item, frames map[PackID][]Frame)
 	t.Helper()
 	ctx := t.Context()
 	set := newPacks(ctx, r, testName, 2)
-	m, err := r.NewManifestWriter(set.PackSet, ManifestHeader{Backup: testName, BlockSize: 8192, Mode: 0o700}, t.TempDir())
+	m, err := r.NewManifestWriter(set.PackSet, ManifestHeader{Backup: testName, BlockSize: 8192, Mode: 0o700})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -66,7 +66,12 @@ func store(t testing.TB, r *Repository, items []item, frames map[PackID][]Frame)
 
 // load reads a manifest to its end.
 func load(ctx context.Context, r *Repository, b *Backup, packs map[PackID]Pack) (items []item, totals ManifestTotals, err error) {
-	m, err := r.OpenManifest(ctx, b, packs)
+	root, err := r.OpenManifest(ctx, b)
+	if err != nil {
+		return nil, totals, err
+	}
+	defer func() { err = errors.Join(err, root.Close()) }()
+	m, err := root.Read(packs)
 	if err != nil {
 		return nil, totals, err
 	}
@@ -185,7 +190,7 @@ func TestManifestWriterRefuses(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			r := testRepo(newMemory(), Keys{}, setting(t, "zstd"))
 			set := newPacks(t.Context(), r, testName, 1)
-			m, err := r.NewManifestWriter(set.PackSet, ManifestHeader{Backup: testName, BlockSize: blocks, Mode: 0o700}, t.TempDir())
+			m, err := r.NewManifestWriter(set.PackSet, ManifestHeader{Backup: testName, BlockSize: blocks, Mode: 0o700})
 			if err != nil {
 				t.Fatal(err)
 			}

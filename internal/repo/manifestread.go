@@ -3,10 +3,8 @@ package repo
 import (
 	"bufio"
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"math"
 	"time"
@@ -21,6 +19,26 @@ type FilePart struct {
 	Section *Section
 }
 
+// Manifest is the root of a manifest, brought here and proved to be what was
+// stored.
+type Manifest struct {
+	repo   *Repository
+	backup *Backup
+	root   *spool
+}
+
+// OpenManifest brings the root of the manifest of b.
+func (r *Repository) OpenManifest(ctx context.Context, b *Backup) (*Manifest, error) {
+	root, err := r.download(ctx, b.Cluster.manifestKey(b.Name), b.Manifest)
+	if err != nil {
+		return nil, err
+	}
+	return &Manifest{repo: r, backup: b, root: root}, nil
+}
+
+// Close frees the root.
+func (m *Manifest) Close() error { return m.root.Close() }
+
 // ManifestReader reads a manifest as a stream: memory is one section. It is
 // used by one goroutine.
 type ManifestReader struct {
@@ -34,56 +52,47 @@ type ManifestReader struct {
 	Header ManifestHeader
 
 	key     string
-	src     *storeReader
-	body    io.Closer
 	raw     *compress.Reader
-	hash    hash.Hash
 	d       decoder
 	last    string
 	final   bool
 	totals  ManifestTotals
 	section *Section
 	next    int // of section.Parts
-	streams map[BackupName]*openStream
+	lenders map[BackupName]*sectionPack
 }
 
-type openStream struct {
-	id PackID
-	s  *PackStream
+// sectionPack is a pack of sections that was brought here.
+type sectionPack struct {
+	id    PackID
+	key   string
+	frame io.ReaderAt // the frames in a row
+	spool *spool
 }
 
-// OpenManifest begins to read the manifest of b. packs is its list of packs;
-// with nil only the root is read, for which no pack is needed, and files come
-// without their parts.
-func (r *Repository) OpenManifest(ctx context.Context, b *Backup, packs map[PackID]Pack) (*ManifestReader, error) {
-	m := &ManifestReader{
-		repo: r, backup: b, packs: packs, dec: new(compress.Decoder), rootOnly: packs == nil,
-		key: b.Cluster.manifestKey(b.Name), hash: sha256.New(),
-		streams: make(map[BackupName]*openStream),
+// Read begins to read the manifest. packs is the backup's list of packs; with
+// nil only the root is read, for which no pack is needed, and files come
+// without their parts. The Manifest stays open as long as the reader.
+func (m *Manifest) Read(packs map[PackID]Pack) (*ManifestReader, error) {
+	r := &ManifestReader{
+		repo: m.repo, backup: m.backup, packs: packs, dec: new(compress.Decoder), rootOnly: packs == nil,
+		key: m.backup.Cluster.manifestKey(m.backup.Name), lenders: make(map[BackupName]*sectionPack),
 	}
-	body, info, err := r.bucket.Get(ctx, m.key)
+	if err := r.open(io.NewSectionReader(m.root.readerAt(), 0, m.root.Size())); err != nil {
+		return nil, errors.Join(err, r.Close())
+	}
+	return r, nil
+}
+
+func (m *ManifestReader) open(root io.Reader) error {
+	head, rest, err := peek(root)
 	if err != nil {
-		return nil, r.missing(err, m.key)
-	}
-	m.body, m.src = body, &storeReader{r: io.TeeReader(body, m.hash)}
-	if err := m.open(info.Size); err != nil {
-		return nil, errors.Join(err, m.Close())
-	}
-	return m, nil
-}
-
-func (m *ManifestReader) open(size int64) error {
-	if size != m.backup.Manifest.Size {
-		return m.damaged(fmt.Errorf("it has %d bytes instead of %d", size, m.backup.Manifest.Size))
-	}
-	head, rest, err := peek(m.src)
-	if err != nil {
-		return m.damaged(err)
+		return m.malformed(err)
 	}
 	var frames io.Reader = rest
 	if crypto.IsSealed(head) {
 		if frames, err = m.repo.keys.Identities.Open(rest); err != nil {
-			return m.damaged(err)
+			return m.malformed(err)
 		}
 	}
 	m.raw = compress.NewReader(frames)
@@ -100,15 +109,16 @@ func (m *ManifestReader) open(size int64) error {
 	if m.d.err == nil && m.Header.Backup != m.backup.Name {
 		m.d.malformed("is that of backup %s", m.Header.Backup)
 	}
-	return m.damaged(m.d.err)
+	return m.malformed(m.d.err)
 }
 
-// damaged names the manifest in an error about its bytes.
-func (m *ManifestReader) damaged(err error) error {
+// malformed names the manifest in an error about its bytes, which are those
+// that were stored.
+func (m *ManifestReader) malformed(err error) error {
 	if err == nil {
 		return nil
 	}
-	return m.src.orDamaged(m.repo, err, m.key)
+	return m.repo.malformed(err, m.key)
 }
 
 // Next returns the next entry and, for a file, its parts in order, which cover
@@ -118,7 +128,7 @@ func (m *ManifestReader) Next(ctx context.Context) (Entry, []FilePart, error) {
 	for {
 		t := m.d.byte()
 		if m.d.err != nil {
-			return Entry{}, nil, m.damaged(m.d.err)
+			return Entry{}, nil, m.malformed(m.d.err)
 		}
 		switch t {
 		case recordSection:
@@ -131,7 +141,7 @@ func (m *ManifestReader) Next(ctx context.Context) (Entry, []FilePart, error) {
 		}
 		e := m.readEntry(t)
 		if m.d.err != nil {
-			return Entry{}, nil, m.damaged(m.d.err)
+			return Entry{}, nil, m.malformed(m.d.err)
 		}
 		m.totals.Entries++
 		if e.Kind != EntryFile {
@@ -193,7 +203,7 @@ func (m *ManifestReader) parts(ctx context.Context, e Entry) ([]FilePart, error)
 				m.d.malformed("record %q where the section of %q must be", t, e.Path)
 			}
 			if m.d.err != nil {
-				return nil, m.damaged(m.d.err)
+				return nil, m.malformed(m.d.err)
 			}
 			if err := m.readSection(ctx); err != nil {
 				return nil, err
@@ -203,7 +213,7 @@ func (m *ManifestReader) parts(ctx context.Context, e Entry) ([]FilePart, error)
 		m.next++
 		n := p.Length()
 		if n <= 0 || n > left {
-			return nil, m.damaged(fmt.Errorf("%w: runs of %q do not cover its %d bytes exactly", errMalformed, e.Path, e.Size))
+			return nil, m.malformed(fmt.Errorf("%w: runs of %q do not cover its %d bytes exactly", errMalformed, e.Path, e.Size))
 		}
 		left -= n
 		parts = append(parts, FilePart{Part: p, Section: m.section})
@@ -214,7 +224,7 @@ func (m *ManifestReader) parts(ctx context.Context, e Entry) ([]FilePart, error)
 // readSection reads the record of a section and then the section itself.
 func (m *ManifestReader) readSection(ctx context.Context) error {
 	if m.section != nil && m.next != len(m.section.Parts) {
-		return m.damaged(fmt.Errorf("%w: %d parts of a section belong to no file", errMalformed, len(m.section.Parts)-m.next))
+		return m.malformed(fmt.Errorf("%w: %d parts of a section belong to no file", errMalformed, len(m.section.Parts)-m.next))
 	}
 	d := &m.d
 	lender, err := ParseBackupName(d.string())
@@ -238,41 +248,36 @@ func (m *ManifestReader) readSection(ctx context.Context) error {
 		}
 	}
 	if d.err != nil || m.rootOnly {
-		return m.damaged(d.err)
+		return m.malformed(d.err)
 	}
 	if m.section, err = decodeSection(body); err == nil && uint64(len(m.section.Parts)) != parts {
 		err = fmt.Errorf("%w: section has %d parts instead of %d", errMalformed, len(m.section.Parts), parts)
 	}
 	m.next = 0
-	return m.damaged(err)
+	return m.malformed(err)
 }
 
 // readFrame appends the raw bytes of a frame of a section. Sections of one
-// lender lie in the order in which they are asked for, so one stream for each
-// lender is enough and each pack is fetched once.
+// lender lie in the order in which they are asked for, so that one pack of each
+// lender is held at a time, and each is fetched once.
 func (m *ManifestReader) readFrame(ctx context.Context, dst []byte, id PackID, offset, length, raw int64) ([]byte, error) {
-	o := m.streams[id.Backup]
-	if o == nil || o.id != id || offset < o.s.pos {
-		if o != nil {
-			delete(m.streams, id.Backup)
-			if err := errors.Join(o.s.Finish(), o.s.Close()); err != nil {
+	p := m.lenders[id.Backup]
+	if p == nil || p.id != id {
+		if p != nil {
+			delete(m.lenders, id.Backup)
+			if err := p.spool.Close(); err != nil {
 				return nil, err
 			}
 		}
-		want, ok := m.packs[id]
-		if !ok {
-			return nil, m.damaged(fmt.Errorf("%w: pack %s/%08x is not in the list of packs", errMalformed, id.Backup, id.Number))
-		}
-		s, err := m.repo.OpenPack(ctx, m.backup.Cluster, id.Backup, want)
-		if err != nil {
+		var err error
+		if p, err = m.sectionPack(ctx, id); err != nil {
 			return nil, err
 		}
-		o = &openStream{id: id, s: s}
-		m.streams[id.Backup] = o
+		m.lenders[id.Backup] = p
 	}
 	frame := make([]byte, length)
-	if err := o.s.ReadFrame(offset, frame); err != nil {
-		return nil, err
+	if _, err := p.frame.ReadAt(frame, offset); err != nil {
+		return nil, m.repo.malformed(err, p.key)
 	}
 	before := len(dst)
 	dst, err := m.dec.AppendRaw(dst, frame)
@@ -280,9 +285,31 @@ func (m *ManifestReader) readFrame(ctx context.Context, dst []byte, id PackID, o
 		err = fmt.Errorf("frame at %d has %d raw bytes instead of %d", offset, len(dst)-before, raw)
 	}
 	if err != nil {
-		return nil, o.s.Damaged(err)
+		return nil, m.repo.malformed(err, p.key)
 	}
 	return dst, nil
+}
+
+// sectionPack brings a pack of sections here.
+func (m *ManifestReader) sectionPack(ctx context.Context, id PackID) (*sectionPack, error) {
+	want, ok := m.packs[id]
+	if !ok {
+		return nil, m.malformed(fmt.Errorf("%w: pack %s/%08x is not in the list of packs", errMalformed, id.Backup, id.Number))
+	}
+	p := &sectionPack{id: id, key: m.backup.Cluster.packKey(id.Backup, id.Number)}
+	var err error
+	if p.spool, err = m.repo.download(ctx, p.key, ObjectDigest{Size: want.Size, SHA256: want.SHA256}); err != nil {
+		return nil, err
+	}
+	p.frame = p.spool.readerAt()
+	head, _, err := peek(io.NewSectionReader(p.frame, 0, p.spool.Size()))
+	if err == nil && crypto.IsSealed(head) {
+		p.frame, _, err = m.repo.keys.Identities.OpenAt(p.frame, p.spool.Size())
+	}
+	if err != nil {
+		return nil, errors.Join(m.repo.malformed(err, p.key), p.spool.Close())
+	}
+	return p, nil
 }
 
 func (m *ManifestReader) end() error {
@@ -302,15 +329,7 @@ func (m *ManifestReader) end() error {
 		}
 	}
 	if d.err != nil {
-		return m.damaged(d.err)
-	}
-	if Digest(m.hash.Sum(nil)) != m.backup.Manifest.SHA256 {
-		return m.damaged(errors.New("its SHA-256 is not the one in backup.json"))
-	}
-	for _, o := range m.streams {
-		if err := o.s.Finish(); err != nil {
-			return err
-		}
+		return m.malformed(d.err)
 	}
 	return io.EOF
 }
@@ -318,14 +337,14 @@ func (m *ManifestReader) end() error {
 // Totals are the sums so far; after io.EOF those of the whole backup.
 func (m *ManifestReader) Totals() ManifestTotals { return m.totals }
 
-// Close gives up the transfers.
+// Close frees what was brought here.
 func (m *ManifestReader) Close() error {
 	var all []error
 	if m.raw != nil {
 		all = append(all, m.raw.Close())
 	}
-	for _, o := range m.streams {
-		all = append(all, o.s.Close())
+	for _, p := range m.lenders {
+		all = append(all, p.spool.Close())
 	}
-	return errors.Join(append(all, m.body.Close())...)
+	return errors.Join(all...)
 }

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"sync"
 	"time"
 
 	"walagent/internal/compress"
@@ -57,15 +58,33 @@ type nopCloser struct{ io.Writer }
 func (nopCloser) Close() error { return nil }
 
 // putOwned creates an object below a key that nobody else writes (a claimed
-// backup's). "Exists already" can then only be our own earlier attempt whose
-// answer was lost; that is believed if size and first bytes agree: a sealed
-// object begins with a random key, an unsealed one with our own data.
-func (r *Repository) putOwned(ctx context.Context, key string, src storage.Source) (storage.Info, error) {
-	info, err := r.bucket.Put(ctx, key, src, storage.PutOptions{})
+// backup's), in all places that are in use. debt is what a best-effort place
+// that fails owes then.
+func (r *Repository) putOwned(ctx context.Context, key, debt string, src storage.Source) (storage.Info, error) {
+	var mu sync.Mutex
+	var stored storage.Info
+	err := r.everywhere(ctx, debt, func(ctx context.Context, p *place) error {
+		info, err := p.putOwned(ctx, key, src, storage.PutOptions{Lock: p.lock(r.now())})
+		if err == nil {
+			mu.Lock()
+			defer mu.Unlock()
+			stored = info
+		}
+		return err
+	})
+	return stored, err
+}
+
+// putOwned creates an object there. "Exists already" can only be our own
+// earlier attempt whose answer was lost; that is believed if size and first
+// bytes agree: a sealed object begins with a random key, an unsealed one with
+// our own data.
+func (p *place) putOwned(ctx context.Context, key string, src storage.Source, opts storage.PutOptions) (storage.Info, error) {
+	info, err := p.Bucket.Put(ctx, key, src, opts)
 	if !errors.Is(err, storage.ErrExists) {
 		return info, err
 	}
-	there, serr := r.bucket.Stat(ctx, key)
+	there, serr := p.Bucket.Stat(ctx, key)
 	if serr != nil {
 		return info, fmt.Errorf("look at object that exists already: %w", serr)
 	}
@@ -73,7 +92,7 @@ func (r *Repository) putOwned(ctx context.Context, key string, src storage.Sourc
 		return info, err
 	}
 	n := min(src.Size(), headSize)
-	stored, gerr := r.bucket.GetRange(ctx, key, 0, n)
+	stored, gerr := p.Bucket.GetRange(ctx, key, 0, n)
 	if gerr != nil {
 		return info, fmt.Errorf("look at object that exists already: %w", gerr)
 	}
@@ -113,39 +132,39 @@ type object struct {
 // openObject reads a sealed or plain object as a stream of raw bytes and
 // checks the hash it carries. Errors about its content are Damaged and name
 // the key; errors of the store stay what they are.
-func (r *Repository) openObject(ctx context.Context, key string) (*object, storage.Info, error) {
-	body, info, err := r.bucket.Get(ctx, key)
+func (s source) openObject(ctx context.Context, key string) (*object, error) {
+	body, _, err := s.get(ctx, key)
 	if err != nil {
-		return nil, info, err
+		return nil, err
 	}
-	o, err := r.newObject(body, key)
+	o, err := s.newObject(body, key)
 	if err != nil {
-		return nil, info, errors.Join(err, body.Close())
+		return nil, errors.Join(err, body.Close())
 	}
-	return o, info, nil
+	return o, nil
 }
 
-func (r *Repository) newObject(body io.ReadCloser, key string) (*object, error) {
+func (s source) newObject(body io.ReadCloser, key string) (*object, error) {
 	src := &storeReader{r: body}
 	head, br, err := peek(src)
 	if err != nil {
-		return nil, src.orDamaged(r, err, key)
+		return nil, src.orDamaged(s, err, key)
 	}
 	o := &object{body: body, key: key}
 	sum, ok, err := headHash(head)
 	if err != nil {
-		return nil, r.damaged(err, key)
+		return nil, s.damaged(err, key)
 	}
 	if ok {
 		o.want, o.hash = &sum, sha256.New()
 	}
 	var frames io.Reader = br
 	if crypto.IsSealed(head) {
-		if frames, err = r.keys.Identities.Open(br); err != nil {
-			return nil, src.orDamaged(r, err, key)
+		if frames, err = s.repo.keys.Identities.Open(br); err != nil {
+			return nil, src.orDamaged(s, err, key)
 		}
 	}
-	o.raw = &checkedReader{src: src, repo: r, object: o, rc: compress.NewReader(frames)}
+	o.raw = &checkedReader{src: src, from: s, object: o, rc: compress.NewReader(frames)}
 	return o, nil
 }
 
@@ -158,7 +177,7 @@ func (o *object) Close() error { return errors.Join(o.raw.Close(), o.body.Close(
 // checkedReader names the object in each error about its content.
 type checkedReader struct {
 	src    *storeReader
-	repo   *Repository
+	from   source
 	object *object
 	rc     io.ReadCloser
 }
@@ -173,10 +192,10 @@ func (c *checkedReader) Read(p []byte) (int, error) {
 	case err == nil:
 	case errors.Is(err, io.EOF):
 		if o.hash != nil && [32]byte(o.hash.Sum(nil)) != *o.want {
-			return n, c.repo.damaged(errors.New("the SHA-256 of its raw bytes is not the one it carries"), o.key)
+			return n, c.from.damaged(errors.New("the SHA-256 of its raw bytes is not the one it carries"), o.key)
 		}
 	default:
-		err = c.src.orDamaged(c.repo, err, o.key)
+		err = c.src.orDamaged(c.from, err, o.key)
 	}
 	return n, err
 }
@@ -198,7 +217,7 @@ func (s *storeReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-func (s *storeReader) orDamaged(r *Repository, err error, key string) error {
+func (s *storeReader) orDamaged(r source, err error, key string) error {
 	if s.err != nil {
 		return fmt.Errorf("read %s of %s: %w", key, r, s.err)
 	}
@@ -206,39 +225,6 @@ func (s *storeReader) orDamaged(r *Repository, err error, key string) error {
 		return fmt.Errorf("open %s of %s: %w", key, r, err)
 	}
 	return r.damaged(err, key)
-}
-
-// damaged says which object is not what was stored.
-func (r *Repository) damaged(err error, key string) error {
-	return errs.Wrap(err, errs.Damaged,
-		"The object was changed, truncated or lost after it was stored. Restore it from another copy of the repository, or use another backup (agent backup-list).",
-		"object %s of %s is damaged", key, r)
-}
-
-// missing says that an object which the repository must hold is not there.
-func (r *Repository) missing(err error, key string) error {
-	if !errors.Is(err, storage.ErrNotExist) {
-		return err
-	}
-	return errs.Wrap(err, errs.Damaged,
-		"The object was deleted after it was stored. Bring it back from another copy or an older version in the bucket, or use another backup (agent backup-list).",
-		"object %s of %s is missing", key, r)
-}
-
-// readAll reads a small object whole, refusing more than limit bytes.
-func (r *Repository) readAll(ctx context.Context, key string, limit int64) ([]byte, error) {
-	body, _, err := r.bucket.Get(ctx, key)
-	if err != nil {
-		return nil, err
-	}
-	b, err := io.ReadAll(io.LimitReader(body, limit+1))
-	if err = errors.Join(err, body.Close()); err != nil {
-		return nil, fmt.Errorf("read %s of %s: %w", key, r, err)
-	}
-	if int64(len(b)) > limit {
-		return nil, r.damaged(fmt.Errorf("it is larger than %d bytes", limit), key)
-	}
-	return b, nil
 }
 
 // timestamp is how times are written in the repository's JSON.

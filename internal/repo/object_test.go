@@ -37,7 +37,7 @@ func TestPutOwned(t *testing.T) {
 			if test.there != nil {
 				m.set("a/b", test.there)
 			}
-			info, err := testRepo(m, Keys{}, compress.Setting{}).putOwned(t.Context(), "a/b", storage.Bytes(body))
+			info, err := testRepo(m, Keys{}, compress.Setting{}).putOwned(t.Context(), "a/b", "", storage.Bytes(body))
 			if !errors.Is(err, test.err) {
 				t.Fatalf("got %v, want %v", err, test.err)
 			}
@@ -58,7 +58,7 @@ func TestPutOwned(t *testing.T) {
 			}
 			return nil
 		}
-		if _, err := testRepo(m, Keys{}, compress.Setting{}).putOwned(t.Context(), "a/b", storage.Bytes(body)); !errors.Is(err, lost) {
+		if _, err := testRepo(m, Keys{}, compress.Setting{}).putOwned(t.Context(), "a/b", "", storage.Bytes(body)); !errors.Is(err, lost) {
 			t.Fatalf("got %v", err)
 		}
 	})
@@ -144,7 +144,7 @@ func TestObjectsOpenByHand(t *testing.T) {
 				}
 				for f, content := range map[string][]byte{"00000002.history": history, "000000010000000000000009": raw} {
 					wal := walFile(t, f)
-					if _, err := r.PutWAL(t.Context(), testCluster, wal, bytes.NewReader(content), int64(len(content)), noCheck{}, ""); err != nil {
+					if _, err := r.PutWAL(t.Context(), testCluster, wal, bytes.NewReader(content), int64(len(content)), noCheck{}); err != nil {
 						t.Fatal(err)
 					}
 					if got := open(testCluster.WALKey(wal, [32]byte{})); !bytes.Equal(got, content) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -37,6 +38,9 @@ type Pack struct {
 	Size   int64      `json:"size"` // stored bytes
 	SHA256 Digest     `json:"sha256"`
 	Lender BackupName `json:"lender,omitempty"` // whose pack it is; empty: the backup's own
+	// LockedUntil is when the first place lets go of it; zero where nothing is
+	// locked.
+	LockedUntil time.Time `json:"locked_until,omitzero"`
 }
 
 // FrameRef says where a frame lies. Offsets count from the start of the
@@ -193,12 +197,13 @@ func (s *PackSet) number() uint32 {
 
 func (s *PackSet) upload(kind PackKind, p *openPack) error {
 	key := s.cluster.packKey(s.name, p.number)
-	info, err := s.repo.putOwned(s.ctx, key, storage.Bytes(p.buf.Bytes()))
+	until := s.repo.lockedUntil()
+	info, err := s.repo.putOwned(s.ctx, key, s.cluster.backupKey(s.name), storage.Bytes(p.buf.Bytes()))
 	if err != nil {
 		return fmt.Errorf("store pack: %w", err)
 	}
 	s.mu.Lock()
-	s.stored[p.number] = Pack{Number: p.number, Kind: kind, Size: info.Size, SHA256: info.SHA256}
+	s.stored[p.number] = Pack{Number: p.number, Kind: kind, Size: info.Size, SHA256: info.SHA256, LockedUntil: until}
 	s.mu.Unlock()
 	s.buffers <- p.buf.Bytes()[:0]
 	return nil

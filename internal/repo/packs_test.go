@@ -72,25 +72,24 @@ func TestPackWriterConcurrent(t *testing.T) {
 			}
 			slices.SortFunc(marks, func(a, b mark) int { return int(a.ref.Offset - b.ref.Offset) })
 			for _, p := range list {
-				s, err := r.OpenPack(t.Context(), testCluster, testName, p)
+				err := r.ReadPack(t.Context(), testCluster, testName, p, func(s *PackStream) error {
+					raw := int64(0)
+					for _, k := range marks {
+						if k.ref.Pack != p.Number {
+							continue
+						}
+						got := make([]byte, k.ref.Length)
+						if err := s.ReadFrame(k.ref.Offset, got); err != nil {
+							return err
+						}
+						if !bytes.Equal(got, noise(k.seed, len(got))) || k.ref.RawOffset != raw {
+							t.Fatalf("frame %+v has other bytes, or is not at raw offset %d", k.ref, raw)
+						}
+						raw += k.ref.RawLen
+					}
+					return s.Finish()
+				})
 				if err != nil {
-					t.Fatal(err)
-				}
-				raw := int64(0)
-				for _, k := range marks {
-					if k.ref.Pack != p.Number {
-						continue
-					}
-					got := make([]byte, k.ref.Length)
-					if err := s.ReadFrame(k.ref.Offset, got); err != nil {
-						t.Fatal(err)
-					}
-					if !bytes.Equal(got, noise(k.seed, len(got))) || k.ref.RawOffset != raw {
-						t.Fatalf("frame %+v has other bytes, or is not at raw offset %d", k.ref, raw)
-					}
-					raw += k.ref.RawLen
-				}
-				if err := errorsFirst(s.Finish(), s.Close()); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -156,17 +155,14 @@ func onePack(t testing.TB, r *Repository, name BackupName, seed uint64) (Pack, [
 
 // readPack reads a pack as a restore does.
 func readPack(t testing.TB, r *Repository, p Pack, refs []FrameRef) error {
-	s, err := r.OpenPack(t.Context(), testCluster, testName, p)
-	if err != nil {
-		return err
-	}
-	defer s.Close()
-	for _, ref := range refs {
-		if err := s.ReadFrame(ref.Offset, make([]byte, ref.Length)); err != nil {
-			return err
+	return r.ReadPack(t.Context(), testCluster, testName, p, func(s *PackStream) error {
+		for _, ref := range refs {
+			if err := s.ReadFrame(ref.Offset, make([]byte, ref.Length)); err != nil {
+				return err
+			}
 		}
-	}
-	return s.Finish()
+		return s.Finish()
+	})
 }
 
 func TestPackStreamDamage(t *testing.T) {
@@ -221,15 +217,13 @@ func TestPackStreamDamage(t *testing.T) {
 		})
 		t.Run(name+"/read backwards", func(t *testing.T) {
 			m.set(key, good)
-			s, err := r.OpenPack(t.Context(), testCluster, testName, p)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer s.Close()
-			if err := s.ReadFrame(refs[1].Offset, make([]byte, refs[1].Length)); err != nil {
-				t.Fatal(err)
-			}
-			if err := s.ReadFrame(refs[0].Offset, make([]byte, 1)); err == nil {
+			err := r.ReadPack(t.Context(), testCluster, testName, p, func(s *PackStream) error {
+				if err := s.ReadFrame(refs[1].Offset, make([]byte, refs[1].Length)); err != nil {
+					t.Fatal(err)
+				}
+				return s.ReadFrame(refs[0].Offset, make([]byte, 1))
+			})
+			if err == nil {
 				t.Fatal("a frame behind the position was read")
 			}
 		})

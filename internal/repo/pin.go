@@ -70,18 +70,7 @@ func (p *Pins) set(url, id string, now time.Time) error {
 	if err := os.MkdirAll(p.dir, 0o700); err != nil {
 		return stateError(err)
 	}
-	tmp, err := os.CreateTemp(p.dir, ".pin-*")
-	if err != nil {
-		return stateError(err)
-	}
-	_, err = tmp.Write(append(b, '\n'))
-	if err = errors.Join(err, tmp.Sync(), tmp.Close()); err == nil {
-		err = os.Rename(tmp.Name(), p.path(url))
-	}
-	if err != nil {
-		return stateError(errors.Join(err, os.Remove(tmp.Name())))
-	}
-	return nil
+	return replaceFile(p.path(url), append(b, '\n'))
 }
 
 func stateError(err error) error { return errs.State(err, "use the state directory") }

@@ -1,6 +1,7 @@
 package repo
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -8,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strconv"
 	"time"
 
@@ -33,23 +35,31 @@ type Keys struct {
 
 // Options are what a Repository is opened with.
 type Options struct {
-	Keys    Keys
-	Codec   compress.Setting
-	Pins    *Pins // nil: no pin is kept or believed
-	Log     *slog.Logger
-	Now     func() time.Time
-	Version string // of the agent, for what it writes
+	Keys  Keys
+	Codec compress.Setting
+	Pins  *Pins  // nil: no pin is kept or believed
+	Debts *Debts // nil: what a best-effort place lacks is not noted
+	// SpoolDir is for what does not fit into memory: sealed objects on their
+	// way to the store, and lists on their way back.
+	SpoolDir string
+	Log      *slog.Logger
+	Now      func() time.Time
+	Version  string // of the agent, for what it writes
 }
 
-// Repository is an opened repository. It is safe for concurrent use.
+// Repository is an opened repository: one place or several with the same
+// objects. Writing goes to all, reading takes the first good copy. It is safe
+// for concurrent use.
 type Repository struct {
-	bucket  storage.Bucket
-	keys    Keys
-	codec   compress.Setting
-	pins    *Pins
-	log     *slog.Logger
-	now     func() time.Time
-	version string
+	places   []*place
+	keys     Keys
+	codec    compress.Setting
+	pins     *Pins
+	debts    *Debts
+	spoolDir string
+	log      *slog.Logger
+	now      func() time.Time
+	version  string
 }
 
 // marker is repository.json.
@@ -60,22 +70,62 @@ type marker struct {
 	CreatedBy string    `json:"created_by"`
 }
 
-// New makes the handle without asking the store anything.
-func New(bucket storage.Bucket, o Options) *Repository {
-	return &Repository{
-		bucket: bucket, keys: o.Keys, codec: o.Codec, pins: o.Pins,
+// New makes the handle without asking the stores anything. There is at least
+// one place, and one of them is required.
+func New(places []Place, o Options) *Repository {
+	r := &Repository{
+		keys: o.Keys, codec: o.Codec, pins: o.Pins, debts: o.Debts, spoolDir: o.SpoolDir,
 		log: o.Log, now: o.Now, version: o.Version,
 	}
+	for _, p := range places {
+		r.places = append(r.places, &place{Place: p})
+	}
+	return r
 }
 
-// String is the repository's URL without secrets.
-func (r *Repository) String() string { return r.bucket.String() }
+// String names the places by their URLs, without secrets.
+func (r *Repository) String() string { return joined(r.places) }
+
+// Close gives up the connections.
+func (r *Repository) Close() error {
+	var all []error
+	for _, p := range r.places {
+		if p.Bucket != nil {
+			all = append(all, p.Bucket.Close())
+		}
+	}
+	return errors.Join(all...)
+}
 
 // Sealed reports whether data goes into the repository encrypted.
 func (r *Repository) Sealed() bool { return !r.keys.Data.Empty() }
 
-// Init makes the repository and pins its id. It refuses where one exists.
-func (r *Repository) Init(ctx context.Context) (id string, err error) {
+// Init makes the repository in every place that has none, and pins their ids,
+// which it returns by URL. It refuses where all of them have one.
+func (r *Repository) Init(ctx context.Context) (ids map[string]string, err error) {
+	ids = make(map[string]string)
+	var there error
+	for _, p := range r.places {
+		id, err := r.init(ctx, p)
+		if errors.Is(err, storage.ErrExists) {
+			there = err
+			continue
+		}
+		if err != nil {
+			return ids, err
+		}
+		ids[p.String()] = id
+	}
+	if len(ids) == 0 {
+		return nil, there
+	}
+	return ids, nil
+}
+
+func (r *Repository) init(ctx context.Context, p *place) (id string, err error) {
+	if p.Bucket == nil {
+		return "", p.Err
+	}
 	var b [16]byte
 	if _, err := rand.Read(b[:]); err != nil {
 		return "", fmt.Errorf("make repository id: %w", err)
@@ -83,60 +133,90 @@ func (r *Repository) Init(ctx context.Context) (id string, err error) {
 	m := marker{Format: Format, ID: hex.EncodeToString(b[:]), Created: timestamp(r.now()), CreatedBy: r.version}
 	body, err := json.MarshalIndent(m, "", "  ")
 	if err != nil {
-		return "", fmt.Errorf("encode repository.json: %w", err)
+		return "", fmt.Errorf("encode %s: %w", repositoryKey, err)
 	}
-	_, err = r.bucket.Put(ctx, repositoryKey, storage.Bytes(append(body, '\n')), storage.PutOptions{})
+	body = append(body, '\n')
+	_, err = p.Bucket.Put(ctx, repositoryKey, storage.Bytes(body), storage.PutOptions{Lock: p.lock(r.now())})
 	if errors.Is(err, storage.ErrExists) {
-		return "", errs.Wrap(err, errs.Conflict,
-			"Use it as it is; to begin anew choose another URL. Nothing was changed.",
-			"there is a repository at %s already", r)
+		if stored, rerr := (source{repo: r, place: p}).readAll(ctx, repositoryKey, maxMarker); rerr != nil || !bytes.Equal(stored, body) {
+			return "", errs.Wrap(err, errs.Conflict,
+				"Use it as it is; to begin anew choose another URL. Nothing was changed.",
+				"there is a repository at %s already", p)
+		}
+		err = nil // our own first attempt, whose answer was lost
 	}
 	if err != nil {
 		return "", err
 	}
-	return m.ID, r.pins.set(r.String(), m.ID, r.now())
+	return m.ID, r.pins.set(p.String(), m.ID, r.now())
 }
 
-// Check proves that the repository is the one it was: repository.json is
-// there, has a format that we know, and carries the id that this host pinned
-// when it first saw it. Until then nothing is written and no "not found" is
-// believed (an empty mount point and a wrong prefix answer that, too).
-// On stores where a look costs a request it is good for some minutes.
+// Check proves that the repository is the one it was: in each place
+// repository.json is there, has a format that we know, and carries the id that
+// this host pinned when it first saw it. Until then nothing is written and no
+// "not found" is believed (an empty mount point and a wrong prefix answer that,
+// too). On stores where a look costs a request it is good for some minutes. A
+// best-effort place that fails is left out; what it lacks then is owed.
 func (r *Repository) Check(ctx context.Context) error {
-	pin, err := r.pins.get(r.String())
+	for _, p := range r.places {
+		if p.Required {
+			continue
+		}
+		if err := r.debts.suspension(p.String(), r.now()); err != nil {
+			p.fail(err)
+		}
+	}
+	return r.everywhere(ctx, "", r.check)
+}
+
+// CheckAny is Check for reading: it is enough that one place is what it was.
+// The others are left out.
+func (r *Repository) CheckAny(ctx context.Context) error {
+	return r.anywhere(func(p *place) error {
+		err := r.check(ctx, p)
+		if err != nil && len(r.places) > 1 {
+			p.fail(fmt.Errorf("%w: %w", errUnusable, err))
+		}
+		return err
+	})
+}
+
+func (r *Repository) check(ctx context.Context, p *place) error {
+	pin, err := r.pins.get(p.String())
 	if err != nil {
 		return err
 	}
-	if pin != nil && !r.bucket.Capabilities().CheapCheck {
+	cheap := p.Bucket.Capabilities().CheapCheck
+	if pin != nil && !cheap {
 		if age := r.now().Sub(pin.Checked); age >= 0 && age < checkLease {
 			return nil
 		}
 	}
-	m, err := r.readMarker(ctx)
+	m, err := r.readMarker(ctx, p)
 	if err != nil {
 		if pin != nil && errs.KindOf(err) == errs.NotInitialised {
 			// The cause is not wrapped: its hint, to make a repository, is the
 			// wrong advice here.
 			return errs.Wrap(ErrGone, errs.NotInitialised,
-				"It was there before: look for an empty mount point, a changed prefix or lost data. If you really began anew, remove "+r.pins.path(r.String())+".",
+				"It was there before: look for an empty mount point, a changed prefix or lost data. If you really began anew, remove "+r.pins.path(p.String())+".",
 				"the repository %s (id %s) is gone", pin.URL, pin.ID)
 		}
 		return err
 	}
 	if pin != nil && pin.ID != m.ID {
 		return errs.New(errs.Foreign,
-			"Another repository is at this place: a wrong URL or mount. If it was replaced on purpose, remove "+r.pins.path(r.String())+".",
-			"repository %s has id %s, but this host has pinned id %s", r, m.ID, pin.ID)
+			"Another repository is at this place: a wrong URL or mount. If it was replaced on purpose, remove "+r.pins.path(p.String())+".",
+			"repository %s has id %s, but this host has pinned id %s", p, m.ID, pin.ID)
 	}
 	if pin == nil {
-		return r.pins.set(r.String(), m.ID, r.now())
+		return r.pins.set(p.String(), m.ID, r.now())
 	}
-	if r.bucket.Capabilities().CheapCheck {
+	if cheap {
 		return nil
 	}
 	// The lease only saves requests: a full state directory is no reason to
 	// let WAL pile up.
-	if err := r.pins.set(r.String(), m.ID, r.now()); err != nil {
+	if err := r.pins.set(p.String(), m.ID, r.now()); err != nil {
 		r.log.Debug("renew the lease of the repository", "error", err.Error())
 	}
 	return nil
@@ -145,27 +225,31 @@ func (r *Repository) Check(ctx context.Context) error {
 // ErrGone is that the repository which this host pinned is not there any more.
 var ErrGone = errors.New("there is no " + repositoryKey)
 
-func (r *Repository) readMarker(ctx context.Context) (marker, error) {
+// maxMarker bounds repository.json and its like, in bytes.
+const maxMarker = 64 << 10
+
+func (r *Repository) readMarker(ctx context.Context, p *place) (marker, error) {
 	var m marker
-	b, err := r.readAll(ctx, repositoryKey, 64<<10)
+	s := source{repo: r, place: p}
+	b, err := s.readAll(ctx, repositoryKey, maxMarker)
 	if errors.Is(err, storage.ErrNotExist) {
 		return m, errs.New(errs.NotInitialised,
 			"Make it with: agent repo init",
-			"there is no repository at %s: it has no %s", r, repositoryKey)
+			"there is no repository at %s: it has no %s", p, repositoryKey)
 	}
 	if err != nil {
 		return m, err
 	}
 	if err := json.Unmarshal(b, &m); err != nil {
-		return m, r.damaged(fmt.Errorf("decode: %w", err), repositoryKey)
+		return m, s.damaged(fmt.Errorf("decode: %w", err), repositoryKey)
 	}
 	if m.ID == "" {
-		return m, r.damaged(errors.New("it has no repository id"), repositoryKey)
+		return m, s.damaged(errors.New("it has no repository id"), repositoryKey)
 	}
 	if m.Format != Format {
 		return m, errs.New(errs.Config,
 			fmt.Sprintf("Use the version of the agent that wrote it (%s) or a newer one.", m.CreatedBy),
-			"repository %s has format %d; this agent reads format %d", r, m.Format, Format)
+			"repository %s has format %d; this agent reads format %d", p, m.Format, Format)
 	}
 	return m, nil
 }
@@ -173,15 +257,18 @@ func (r *Repository) readMarker(ctx context.Context) (marker, error) {
 // Clusters lists the system identifiers that have anything stored.
 func (r *Repository) Clusters(ctx context.Context) ([]ClusterID, error) {
 	var ids []ClusterID
-	for name, err := range r.bucket.Folders(ctx, clusterRoot) {
-		if err != nil {
-			return nil, fmt.Errorf("list clusters: %w", err)
+	err := r.anywhere(func(p *place) error {
+		for name, err := range p.Bucket.Folders(ctx, clusterRoot) {
+			if err != nil {
+				return fmt.Errorf("list clusters: %w", err)
+			}
+			id, err := strconv.ParseUint(name, 10, 64)
+			if err == nil && ClusterID(id).prefix() == clusterRoot+name+"/" && !slices.Contains(ids, ClusterID(id)) {
+				ids = append(ids, ClusterID(id))
+			}
 		}
-		id, err := strconv.ParseUint(name, 10, 64)
-		if err != nil || ClusterID(id).prefix() != clusterRoot+name+"/" {
-			continue
-		}
-		ids = append(ids, ClusterID(id))
-	}
-	return ids, nil
+		return nil
+	})
+	slices.Sort(ids)
+	return ids, err
 }

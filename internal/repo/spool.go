@@ -17,13 +17,18 @@ const spoolMemory = 16 << 20
 // stored) bytes ever reach the file.
 type spool struct {
 	dir  string
+	most int // bytes in memory; 0: spoolMemory
 	mem  bytes.Buffer
 	file *os.File
 	size int64
 }
 
 func (s *spool) Write(p []byte) (int, error) {
-	if s.file == nil && s.mem.Len()+len(p) > spoolMemory {
+	most := s.most
+	if most == 0 {
+		most = spoolMemory
+	}
+	if s.file == nil && s.mem.Len()+len(p) > most {
 		if err := s.spill(); err != nil {
 			return 0, err
 		}
@@ -65,6 +70,14 @@ func (s *spool) Open() (io.ReadCloser, error) {
 		return io.NopCloser(bytes.NewReader(s.mem.Bytes())), nil
 	}
 	return io.NopCloser(io.NewSectionReader(s.file, 0, s.size)), nil
+}
+
+// readerAt gives what was written in any order.
+func (s *spool) readerAt() io.ReaderAt {
+	if s.file == nil {
+		return bytes.NewReader(s.mem.Bytes())
+	}
+	return s.file
 }
 
 // Size is the number of bytes written.

@@ -1,25 +1,18 @@
 package repo
 
 import (
-	"bytes"
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
+	"sync/atomic"
 
-	"walagent/internal/compress"
-	"walagent/internal/crypto"
 	"walagent/internal/errs"
 	"walagent/internal/postgres"
 	"walagent/internal/storage"
 )
-
-// walInMemory is the largest WAL file whose object is built in memory, from
-// one read. A larger one (segments of 128 MiB to 1 GiB) is read twice, since
-// its hash must stand before its bytes, and spooled sealed on disk.
-const walInMemory = 64 << 20
 
 // WALCheck is told every byte of a WAL file in order, and says at the end
 // whether it is what its name says. Nothing is stored unless it agrees.
@@ -31,195 +24,118 @@ type WALCheck interface {
 // PutWAL archives a WAL file. The store decides that its key is new; if it is
 // not, the raw SHA-256 that the stored object carries is compared: the same
 // bytes are success (existed is true), other bytes a Conflict, which nothing
-// here ever replaces. When PutWAL returns without error the file is durable.
-func (r *Repository) PutWAL(ctx context.Context, cluster ClusterID, f postgres.WALFile, src io.ReadSeeker, size int64, check WALCheck, spoolDir string) (existed bool, err error) {
-	b, err := r.newWALBuilder(f, check)
+// here ever replaces. When PutWAL returns without error the file is durable in
+// every required place. When a store could not be reached, what was sealed is
+// kept for the next call.
+func (r *Repository) PutWAL(ctx context.Context, cluster ClusterID, f postgres.WALFile, src io.ReadSeeker, size int64, check WALCheck) (existed bool, err error) {
+	b, err := r.newWALBuilder(cluster, f, check)
 	if err != nil {
 		return false, err
 	}
-	var body storage.Source
-	if size <= walInMemory {
-		body, err = b.inMemory(src)
-	} else {
-		s := &spool{dir: spoolDir}
-		defer func() { err = errors.Join(err, s.Close()) }()
-		body, err = s, b.spooled(src, s)
-	}
+	body, err := b.build(src, size)
 	if err != nil {
 		return false, err
 	}
+	defer func() { err = errors.Join(err, body.Close()) }()
 	key := cluster.WALKey(f, b.sum)
-	_, err = r.bucket.Put(ctx, key, body, storage.PutOptions{})
-	if !errors.Is(err, storage.ErrExists) {
-		return false, err
-	}
-	return true, r.sameAsStored(ctx, key, b.sum, err)
-}
-
-// walBuilder turns raw bytes into frames, hashing and checking each once.
-type walBuilder struct {
-	repo  *Repository
-	file  postgres.WALFile
-	check WALCheck
-	enc   *compress.Encoder
-	sum   [32]byte
-}
-
-func (r *Repository) newWALBuilder(f postgres.WALFile, check WALCheck) (*walBuilder, error) {
-	enc, err := compress.NewEncoder(r.codec)
-	if err != nil {
-		return nil, fmt.Errorf("make encoder: %w", err)
-	}
-	return &walBuilder{repo: r, file: f, check: check, enc: enc}, nil
-}
-
-func (b *walBuilder) inMemory(src io.Reader) (storage.Source, error) {
-	sum := sha256.New()
-	var frames []byte
-	err := EachChunk(src, func(raw []byte) (err error) {
-		sum.Write(raw)
-		if _, err := b.check.Write(raw); err != nil {
+	var there atomic.Bool
+	err = r.everywhere(ctx, key, func(ctx context.Context, p *place) error {
+		_, err := p.Bucket.Put(ctx, key, body, storage.PutOptions{SHA256: body.sum, Lock: p.lock(r.now())})
+		if !errors.Is(err, storage.ErrExists) {
 			return err
 		}
-		frames, err = b.enc.AppendFrame(frames, raw)
-		return err
+		there.Store(true)
+		return (source{repo: r, place: p}).sameAsStored(ctx, key, b.sum, err)
 	})
-	if err == nil {
-		err = b.check.Close()
+	if err != nil && (isOutage(err) || ctx.Err() != nil) {
+		b.keep(body)
+	} else {
+		b.forget()
 	}
-	if err != nil {
-		return nil, err
-	}
-	b.sum = [32]byte(sum.Sum(nil))
-	var body bytes.Buffer
-	body.Grow(len(frames) + len(frames)>>11 + headSize)
-	seal, err := hashedHead(&body, b.recipients(), b.sum)
-	if err == nil {
-		_, err = seal.Write(frames)
-	}
-	if err == nil {
-		err = seal.Close()
-	}
-	if err != nil {
-		return nil, fmt.Errorf("seal %s: %w", b.file.Name, err)
-	}
-	return storage.Bytes(body.Bytes()), nil
-}
-
-func (b *walBuilder) spooled(src io.ReadSeeker, s *spool) error {
-	sum := sha256.New()
-	err := EachChunk(src, func(raw []byte) error {
-		sum.Write(raw)
-		_, err := b.check.Write(raw)
-		return err
-	})
-	if err == nil {
-		err = b.check.Close()
-	}
-	if err != nil {
-		return err
-	}
-	b.sum = [32]byte(sum.Sum(nil))
-	if _, err := src.Seek(0, io.SeekStart); err != nil {
-		return fmt.Errorf("read %s again: %w", b.file.Name, err)
-	}
-	seal, err := hashedHead(s, b.recipients(), b.sum)
-	if err != nil {
-		return fmt.Errorf("seal %s: %w", b.file.Name, err)
-	}
-	again := sha256.New()
-	var frame []byte
-	err = EachChunk(src, func(raw []byte) (err error) {
-		again.Write(raw)
-		if frame, err = b.enc.AppendFrame(frame[:0], raw); err == nil {
-			_, err = seal.Write(frame)
-		}
-		return err
-	})
-	if err == nil {
-		err = seal.Close()
-	}
-	if err == nil && [32]byte(again.Sum(nil)) != b.sum {
-		err = errors.New("it changed while it was read")
-	}
-	if err != nil {
-		return fmt.Errorf("seal %s: %w", b.file.Name, err)
-	}
-	return nil
-}
-
-// recipients: history files are small, not secret, and needed by everybody
-// who plans a recovery, so they are never sealed.
-func (b *walBuilder) recipients() (to crypto.Recipients) {
-	if b.file.Kind == postgres.WALHistory {
-		return to
-	}
-	return b.repo.keys.WAL
+	return there.Load(), err
 }
 
 // sameAsStored compares our hash with the one at the start of the object that
 // was there before; exists is the error to wrap.
-func (r *Repository) sameAsStored(ctx context.Context, key string, sum [32]byte, exists error) error {
-	body, _, err := r.bucket.Get(ctx, key)
+func (s source) sameAsStored(ctx context.Context, key string, sum [32]byte, exists error) error {
+	body, info, err := s.get(ctx, key)
 	if err != nil {
 		return fmt.Errorf("look at object that exists already: %w", err)
 	}
-	head, err := io.ReadAll(io.LimitReader(body, headSize))
+	head := make([]byte, min(info.Size, headSize))
+	_, err = io.ReadFull(body, head)
 	if err = errors.Join(err, body.Close()); err != nil {
 		return fmt.Errorf("look at object that exists already: %w", err)
 	}
 	stored, ok, err := headHash(head)
 	switch {
 	case err != nil:
-		return r.damaged(err, key)
+		return s.damaged(err, key)
 	case !ok:
-		return r.damaged(errors.New("it does not begin with the hash of its bytes"), key)
+		return s.damaged(errNoHash, key)
 	case stored != sum:
 		return errs.Wrap(exists, errs.Conflict,
 			"Two servers archive into one place (after a failover, a clone or a restore), or this is the wrong repository. Nothing was replaced. Find out which server is the right one; on the other set archive_mode=off or another repository.",
-			"%s of %s holds other bytes than this file", key, r)
+			"%s of %s holds other bytes than this file", key, s)
 	}
 	return nil
 }
 
-// OpenWAL opens an archived WAL file as a stream of raw bytes, which proves
-// at its end that they are those that were archived. That there is no such
-// file is storage.ErrNotExist.
-func (r *Repository) OpenWAL(ctx context.Context, cluster ClusterID, f postgres.WALFile) (io.ReadCloser, error) {
-	key, err := r.walObject(ctx, cluster, f)
-	if err != nil {
-		return nil, err
+var errNoHash = errors.New("it does not begin with the hash of its bytes")
+
+// ReadWAL lets use take an archived WAL file as a stream of raw bytes, which
+// proves at its end that they are those that were archived. If a copy turns out
+// to be damaged, or its store fails, use is called again, from the beginning,
+// with another copy. That there is no such file is storage.ErrNotExist. quick
+// answers that without looking for older versions of an object that is hidden.
+func (r *Repository) ReadWAL(ctx context.Context, cluster ClusterID, f postgres.WALFile, quick bool, use func(io.Reader) error) error {
+	how := expected
+	if quick {
+		how = probing
 	}
-	o, _, err := r.openObject(ctx, key)
-	if err != nil {
-		return nil, err
+	key := cluster.WALKey(f, [32]byte{})
+	if f.Kind == postgres.WALPartial {
+		var err error
+		if key, err = r.partial(ctx, cluster, f); err != nil {
+			return err
+		}
 	}
-	if o.want == nil {
-		err := r.damaged(errors.New("it does not begin with the hash of its bytes"), key)
-		return nil, errors.Join(err, o.Close())
-	}
-	return o, nil
+	return r.read(ctx, key, how, func(s source) error {
+		o, err := s.openObject(ctx, key)
+		if err != nil {
+			return err
+		}
+		if o.want == nil {
+			err = s.damaged(errNoHash, key)
+		} else {
+			err = use(o)
+		}
+		return errors.Join(err, o.Close())
+	})
 }
 
-// walObject finds the key. A .partial file's ends in its hash: if there is
-// more than one, nobody but a person can tell which is meant.
-func (r *Repository) walObject(ctx context.Context, cluster ClusterID, f postgres.WALFile) (string, error) {
-	key := cluster.WALKey(f, [32]byte{})
-	if f.Kind != postgres.WALPartial {
-		return key, nil
-	}
+// partial finds the key of a .partial file, which ends in its hash: if there
+// is more than one, nobody but a person can tell which is meant.
+func (r *Repository) partial(ctx context.Context, cluster ClusterID, f postgres.WALFile) (string, error) {
 	prefix := cluster.walDir(f) + f.Name + "."
 	var keys []string
-	for info, err := range r.bucket.List(ctx, prefix, "") {
-		if err != nil {
-			return "", err
+	err := r.anywhere(func(p *place) error {
+		for info, err := range p.Bucket.List(ctx, prefix, "") {
+			if err != nil {
+				return err
+			}
+			if !slices.Contains(keys, info.Key) {
+				keys = append(keys, info.Key)
+			}
 		}
-		keys = append(keys, info.Key)
-	}
-	switch len(keys) {
-	case 0:
+		return nil
+	})
+	switch {
+	case err != nil:
+		return "", err
+	case len(keys) == 0:
 		return "", &storage.Error{Op: "list", Bucket: r.String(), Key: prefix, Err: storage.ErrNotExist}
-	case 1:
+	case len(keys) == 1:
 		return keys[0], nil
 	default:
 		return "", errs.New(errs.Conflict, "Fetch the one that is meant by hand; docs/format.md says how to open an object.",
@@ -227,9 +143,27 @@ func (r *Repository) walObject(ctx context.Context, cluster ClusterID, f postgre
 	}
 }
 
-// MissingWAL names the first segment of [first, last] that is not in the
-// repository, or "" if all are there. It costs one listing.
+// MissingWAL names the first file of the segments [first, last] and of their
+// timeline's history that is not in every required place, or "" if all are
+// there. It costs one listing for each place, and another look on a later
+// timeline.
 func (r *Repository) MissingWAL(ctx context.Context, cluster ClusterID, first, last postgres.Segment, size postgres.SegmentSize) (string, error) {
+	for _, p := range r.required() {
+		if err := p.err(); err != nil {
+			return "", err
+		}
+		name, err := missingSegment(ctx, p, cluster, first, last, size)
+		if err == nil && name == "" {
+			name, err = missingHistory(ctx, p, cluster, first.Timeline)
+		}
+		if err != nil || name != "" {
+			return name, err
+		}
+	}
+	return "", nil
+}
+
+func missingSegment(ctx context.Context, p *place, cluster ClusterID, first, last postgres.Segment, size postgres.SegmentSize) (string, error) {
 	after := ""
 	if first.Number > 0 {
 		before := first
@@ -241,7 +175,7 @@ func (r *Repository) MissingWAL(ctx context.Context, cluster ClusterID, first, l
 		after = cluster.WALKey(f, [32]byte{})
 	}
 	want := first
-	for info, err := range r.bucket.List(ctx, cluster.timelinePrefix(first.Timeline), after) {
+	for info, err := range p.Bucket.List(ctx, cluster.timelinePrefix(first.Timeline), after) {
 		if err != nil {
 			return "", fmt.Errorf("list WAL: %w", err)
 		}
@@ -262,17 +196,18 @@ func (r *Repository) MissingWAL(ctx context.Context, cluster ClusterID, first, l
 	return "", nil
 }
 
-// HasHistory reports whether the history file of a timeline is archived.
+// missingHistory names the history file of a timeline if it is not there.
 // Timeline 1 has none.
-func (r *Repository) HasHistory(ctx context.Context, cluster ClusterID, t postgres.Timeline) (bool, error) {
+func missingHistory(ctx context.Context, p *place, cluster ClusterID, t postgres.Timeline) (string, error) {
 	if t == 1 {
-		return true, nil
+		return "", nil
 	}
-	_, err := r.bucket.Stat(ctx, cluster.historyPrefix()+t.String()+".history")
+	name := t.String() + ".history"
+	_, err := p.Bucket.Stat(ctx, cluster.historyPrefix()+name)
 	if errors.Is(err, storage.ErrNotExist) {
-		return false, nil
+		return name, nil
 	}
-	return err == nil, err
+	return "", err
 }
 
 // Histories reads all timeline history files of a cluster. Those that are
@@ -280,39 +215,49 @@ func (r *Repository) HasHistory(ctx context.Context, cluster ClusterID, t postgr
 // is wanted.
 func (r *Repository) Histories(ctx context.Context, cluster ClusterID) (all map[postgres.Timeline]postgres.History, damaged map[postgres.Timeline]error, err error) {
 	all, damaged = make(map[postgres.Timeline]postgres.History), make(map[postgres.Timeline]error)
-	for info, err := range r.bucket.List(ctx, cluster.historyPrefix(), "") {
-		if err != nil {
-			return nil, nil, fmt.Errorf("list timeline histories: %w", err)
+	files := make(map[postgres.Timeline]postgres.WALFile)
+	err = r.anywhere(func(p *place) error {
+		for info, err := range p.Bucket.List(ctx, cluster.historyPrefix(), "") {
+			if err != nil {
+				return fmt.Errorf("list timeline histories: %w", err)
+			}
+			f, err := postgres.ParseWALFile(strings.TrimPrefix(info.Key, cluster.historyPrefix()))
+			if err == nil && f.Kind == postgres.WALHistory {
+				files[f.Timeline] = f
+			}
 		}
-		f, err := postgres.ParseWALFile(strings.TrimPrefix(info.Key, cluster.historyPrefix()))
-		if err != nil || f.Kind != postgres.WALHistory {
-			continue
-		}
-		h, err := r.history(ctx, cluster, f, info.Key)
+		return nil
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	for t, f := range files {
+		h, err := r.history(ctx, cluster, f)
 		switch {
 		case errs.KindOf(err) == errs.Damaged:
-			damaged[f.Timeline] = err
+			damaged[t] = err
 		case err != nil:
 			return nil, nil, err
 		default:
-			all[f.Timeline] = h
+			all[t] = h
 		}
 	}
 	return all, damaged, nil
 }
 
-func (r *Repository) history(ctx context.Context, cluster ClusterID, f postgres.WALFile, key string) (postgres.History, error) {
-	o, err := r.OpenWAL(ctx, cluster, f)
+func (r *Repository) history(ctx context.Context, cluster ClusterID, f postgres.WALFile) (postgres.History, error) {
+	key := cluster.WALKey(f, [32]byte{})
+	var body []byte
+	err := r.ReadWAL(ctx, cluster, f, false, func(raw io.Reader) (err error) {
+		body, err = io.ReadAll(io.LimitReader(raw, 1<<20))
+		return err
+	})
 	if err != nil {
-		return nil, r.missing(err, key)
-	}
-	body, err := io.ReadAll(io.LimitReader(o, 1<<20))
-	if err = errors.Join(err, o.Close()); err != nil {
-		return nil, err
+		return nil, missing(err, key, r.String())
 	}
 	h, err := postgres.ParseHistory(f.Timeline, body)
 	if err != nil {
-		return nil, r.damaged(err, key)
+		return nil, r.malformed(err, key)
 	}
 	return h, nil
 }
@@ -321,14 +266,15 @@ func (r *Repository) history(ctx context.Context, cluster ClusterID, f postgres.
 // a later segment of its timeline is, or a descendant left the timeline behind
 // it. An empty reason means that the WAL simply ends before it.
 func (r *Repository) Gap(ctx context.Context, cluster ClusterID, f postgres.WALFile, size postgres.SegmentSize) (reason string, err error) {
-	for info, err := range r.bucket.List(ctx, cluster.timelinePrefix(f.Timeline), cluster.WALKey(f, [32]byte{})) {
-		if err != nil {
-			return "", fmt.Errorf("look for later WAL: %w", err)
-		}
-		name := info.Key[strings.LastIndexByte(info.Key, '/')+1:]
-		later, err := postgres.ParseWALFile(name)
-		if err == nil && later.Kind == postgres.WALSegment && later.Timeline == f.Timeline && later.Name > f.Name {
-			return "the later segment " + later.Name + " is there", nil
+	for _, p := range r.places {
+		later, err := laterSegment(ctx, p, cluster, f)
+		switch {
+		case err != nil && p.Required:
+			return "", err
+		case err != nil:
+			r.log.Warn("a best-effort repository could not be asked", "repository", p.Name, "error", err.Error())
+		case later != "":
+			return "the later segment " + later + " is there", nil
 		}
 	}
 	histories, damaged, err := r.Histories(ctx, cluster)
@@ -345,6 +291,23 @@ func (r *Repository) Gap(ctx context.Context, cluster ClusterID, f postgres.WALF
 	for t, h := range histories {
 		if left, ok := h.SwitchPoint(f.Timeline); ok && segment.Number < left.Segment(size) {
 			return fmt.Sprintf("timeline %d left timeline %d behind it, at %s", t, f.Timeline, left), nil
+		}
+	}
+	return "", nil
+}
+
+func laterSegment(ctx context.Context, p *place, cluster ClusterID, f postgres.WALFile) (string, error) {
+	if p.Bucket == nil {
+		return "", p.Err
+	}
+	for info, err := range p.Bucket.List(ctx, cluster.timelinePrefix(f.Timeline), cluster.WALKey(f, [32]byte{})) {
+		if err != nil {
+			return "", fmt.Errorf("look for later WAL: %w", err)
+		}
+		name := info.Key[strings.LastIndexByte(info.Key, '/')+1:]
+		later, err := postgres.ParseWALFile(name)
+		if err == nil && later.Kind == postgres.WALSegment && later.Timeline == f.Timeline && later.Name > f.Name {
+			return later.Name, nil
 		}
 	}
 	return "", nil

@@ -22,17 +22,17 @@ const segmentName = "000000010000000000000009"
 
 func putWAL(t testing.TB, r *Repository, name string, body []byte) (bool, error) {
 	t.Helper()
-	return r.PutWAL(t.Context(), testCluster, walFile(t, name), bytes.NewReader(body), int64(len(body)), noCheck{}, t.TempDir())
+	return r.PutWAL(t.Context(), testCluster, walFile(t, name), bytes.NewReader(body), int64(len(body)), noCheck{})
 }
 
 func getWAL(t testing.TB, r *Repository, name string) ([]byte, error) {
 	t.Helper()
-	o, err := r.OpenWAL(t.Context(), testCluster, walFile(t, name))
-	if err != nil {
-		return nil, err
-	}
-	b, err := io.ReadAll(o)
-	return b, errors.Join(err, o.Close())
+	var b []byte
+	err := r.ReadWAL(t.Context(), testCluster, walFile(t, name), false, func(raw io.Reader) (err error) {
+		b, err = io.ReadAll(raw)
+		return err
+	})
+	return b, err
 }
 
 // Whatever the settings were at the first time, the second time says "the
@@ -79,7 +79,7 @@ func TestPutWALRefusals(t *testing.T) {
 		for _, size := range []int{100, walInMemory + 1} {
 			m := newMemory()
 			_, err := testRepo(m, Keys{}, compress.Setting{}).PutWAL(t.Context(), testCluster, walFile(t, segmentName),
-				bytes.NewReader(make([]byte, size)), int64(size), refusing{}, t.TempDir())
+				bytes.NewReader(make([]byte, size)), int64(size), refusing{})
 			if !errors.Is(err, errRefused) || len(m.objects) != 0 {
 				t.Fatalf("%d bytes: %v, %d objects", size, err, len(m.objects))
 			}
@@ -152,32 +152,33 @@ func TestPutWALSpooled(t *testing.T) {
 			// Stored without compression it must leave memory.
 			m, spool := newMemory(), t.TempDir()+"/spool"
 			r := testRepo(m, k, setting(t, "none"))
+			r.spoolDir = spool
 			f := walFile(t, segmentName)
 			for n, want := range []bool{false, true} {
-				if existed, err := r.PutWAL(t.Context(), testCluster, f, &large{size: size}, size, noCheck{}, spool); existed != want || err != nil {
+				if existed, err := r.PutWAL(t.Context(), testCluster, f, &large{size: size}, size, noCheck{}); existed != want || err != nil {
 					t.Fatalf("time %d: %v, %v", n, existed, err)
 				}
 			}
 			if left, err := os.ReadDir(spool); err != nil || len(left) != 0 {
 				t.Fatalf("left in the spool: %v, %v", left, err)
 			}
-			o, err := r.OpenWAL(t.Context(), testCluster, f)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer o.Close()
 			want := &large{size: size}
-			if err := EachChunk(o, func(raw []byte) error {
-				again := make([]byte, len(raw))
-				if _, err := io.ReadFull(want, again); err != nil || !bytes.Equal(raw, again) {
-					t.Fatalf("other bytes before %d: %v", want.at, err)
-				}
-				return nil
-			}); err != nil || want.at != size {
+			err := r.ReadWAL(t.Context(), testCluster, f, false, func(o io.Reader) error {
+				return EachChunk(o, func(raw []byte) error {
+					again := make([]byte, len(raw))
+					if _, err := io.ReadFull(want, again); err != nil || !bytes.Equal(raw, again) {
+						t.Fatalf("other bytes before %d: %v", want.at, err)
+					}
+					return nil
+				})
+			})
+			if err != nil || want.at != size {
 				t.Fatalf("%d of %d bytes: %v", want.at, size, err)
 			}
 			m2 := newMemory()
-			_, err = testRepo(m2, k, setting(t, "zstd")).PutWAL(t.Context(), testCluster, f, &large{size: size, changes: true}, size, noCheck{}, spool)
+			r2 := testRepo(m2, k, setting(t, "zstd"))
+			r2.spoolDir = spool
+			_, err = r2.PutWAL(t.Context(), testCluster, f, &large{size: size, changes: true}, size, noCheck{})
 			if err == nil || !strings.Contains(err.Error(), "changed while it was read") || len(m2.objects) != 0 {
 				t.Fatalf("a file that changes: %v, %d objects", err, len(m2.objects))
 			}
@@ -185,7 +186,7 @@ func TestPutWALSpooled(t *testing.T) {
 	}
 }
 
-func TestOpenWAL(t *testing.T) {
+func TestReadWAL(t *testing.T) {
 	keys, _ := testKeys(t)
 	for name, k := range map[string]Keys{"sealed": keys, "plain": {}} {
 		m := newMemory()
@@ -294,6 +295,11 @@ func TestMissingWAL(t *testing.T) {
 				want = postgres.Segment{Timeline: 3, Number: n}.Name(size)
 				break
 			}
+		}
+		if history := "00000003.history"; rapid.Bool().Draw(t, "history") {
+			m.set(testCluster.WALKey(mustWAL(history), [32]byte{}), nil)
+		} else if want == "" {
+			want = history
 		}
 		got, err := testRepo(m, Keys{}, compress.Setting{}).MissingWAL(t.Context(), testCluster,
 			postgres.Segment{Timeline: 3, Number: from}, postgres.Segment{Timeline: 3, Number: to}, size)

@@ -182,7 +182,38 @@ func (p *plan) add(f *pending, r repo.Run, frames []repo.Frame, offset int64) in
 type frameJob struct {
 	plan   *framePlan
 	stored []byte
-	pack   *repo.PackStream
+	pack   *packJobs
+}
+
+// packJobs are the frames of one copy of a pack that workers have in hand.
+type packJobs struct {
+	*repo.PackStream
+	sent int
+	done chan struct{} // gets one for each frame that is written or given up
+	mu   sync.Mutex
+	bad  error // the first frame that could not be decoded
+}
+
+// wait returns when the workers have done with all frames that were sent.
+func (p *packJobs) wait(ctx context.Context) error {
+	for ; p.sent > 0; p.sent-- {
+		select {
+		case <-p.done:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.bad
+}
+
+func (p *packJobs) damaged(err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.bad == nil {
+		p.bad = p.Damaged(err)
+	}
 }
 
 // execute fetches each pack of the plan once and writes what it holds.
@@ -217,7 +248,7 @@ func (x *run) execute(ctx context.Context, p *plan, packs map[repo.PackID]repo.P
 	return g.Wait()
 }
 
-func (x *run) fetch(ctx context.Context, id repo.PackID, frames map[int64]*framePlan, packs map[repo.PackID]repo.Pack, jobs chan<- frameJob, buffers <-chan []byte) (err error) {
+func (x *run) fetch(ctx context.Context, id repo.PackID, frames map[int64]*framePlan, packs map[repo.PackID]repo.Pack, jobs chan<- frameJob, buffers chan []byte) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
@@ -225,16 +256,21 @@ func (x *run) fetch(ctx context.Context, id repo.PackID, frames map[int64]*frame
 	if !ok {
 		return errs.New(errs.Damaged, "Use another backup (agent backup-list).", "pack %s/%08x is not in the list of packs", id.Backup, id.Number)
 	}
-	s, err := x.repo.OpenPack(ctx, x.Cluster, id.Backup, want)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, s.Close()) }()
 	order := make([]*framePlan, 0, len(frames))
 	for _, f := range frames {
 		order = append(order, f)
 	}
 	slices.SortFunc(order, func(a, b *framePlan) int { return cmp.Compare(a.Offset, b.Offset) })
+	return x.repo.ReadPack(ctx, x.Cluster, id.Backup, want, func(s *repo.PackStream) error {
+		return hand(ctx, s, order, jobs, buffers)
+	})
+}
+
+// hand gives the frames of a pack to the workers, and returns when they are
+// written and the pack has proved to be what was stored. Until then it may have
+// to be read again from another copy, over what was written.
+func hand(ctx context.Context, s *repo.PackStream, order []*framePlan, jobs chan<- frameJob, buffers chan []byte) error {
+	pack := &packJobs{PackStream: s, done: make(chan struct{}, len(order))}
 	for _, f := range order {
 		var buf []byte
 		select {
@@ -244,15 +280,18 @@ func (x *run) fetch(ctx context.Context, id repo.PackID, frames map[int64]*frame
 		}
 		buf = slices.Grow(buf[:0], int(f.Length))[:f.Length]
 		if err := s.ReadFrame(f.Offset, buf); err != nil {
-			return err
+			buffers <- buf
+			return errors.Join(err, pack.wait(ctx))
 		}
+		pack.sent++
 		select {
-		case jobs <- frameJob{f, buf, s}:
+		case jobs <- frameJob{f, buf, pack}:
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
 	}
-	return s.Finish()
+	err := s.Finish()
+	return errors.Join(err, pack.wait(ctx))
 }
 
 // write decodes frames and puts their pieces into files.
@@ -271,12 +310,12 @@ func (x *run) write(ctx context.Context, jobs <-chan frameJob, buffers chan<- []
 				err = fmt.Errorf("frame at %d has %d raw bytes instead of %d", j.plan.Offset, len(raw), j.plan.RawLen)
 			}
 			if err != nil {
-				return j.pack.Damaged(err)
-			}
-			if err := x.writePieces(raw, j.plan.pieces); err != nil {
+				j.pack.damaged(err)
+			} else if err := x.writePieces(raw, j.plan.pieces); err != nil {
 				return err
 			}
 			buffers <- j.stored // has room for all that there are
+			j.pack.done <- struct{}{}
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
@@ -328,7 +367,11 @@ func (x *run) writePieces(raw []byte, pieces []piece) (err error) {
 // complete adds a file whose pieces are all written to PostgreSQL's manifest.
 // Final files but pg_control are written here, whole.
 func (x *run) complete(f *pending) error {
-	slices.SortFunc(f.sums, func(a, b sum) int { return cmp.Compare(a.offset, b.offset) })
+	// A pack that was read again has written its pieces again: the last counts.
+	slices.SortStableFunc(f.sums, func(a, b sum) int { return cmp.Compare(a.offset, b.offset) })
+	slices.Reverse(f.sums)
+	f.sums = slices.CompactFunc(f.sums, func(a, b sum) bool { return a.offset == b.offset })
+	slices.Reverse(f.sums)
 	var crc uint32
 	var at int64
 	for _, s := range f.sums {

@@ -63,7 +63,7 @@ type run struct {
 // else is there and durable.
 func Run(ctx context.Context, r *repo.Repository, o Options) (*Result, error) {
 	began := o.Now()
-	if err := r.Check(ctx); err != nil {
+	if err := r.CheckAny(ctx); err != nil {
 		return nil, err
 	}
 	x := &run{Options: o, repo: r}
@@ -77,10 +77,15 @@ func Run(ctx context.Context, r *repo.Repository, o Options) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	if x.dest, err = x.prepare(ctx); err != nil {
+	manifest, err := r.OpenManifest(ctx, b)
+	if err != nil {
 		return nil, err
 	}
-	err = x.restore(ctx, packs)
+	defer manifest.Close()
+	if x.dest, err = x.prepare(ctx, manifest); err != nil {
+		return nil, err
+	}
+	err = x.restore(ctx, manifest, packs)
 	if err = errors.Join(err, x.dest.release()); err != nil {
 		return nil, fmt.Errorf("restore backup %s: %w", b.Name, err)
 	}
@@ -142,8 +147,8 @@ func (x *run) choose(ctx context.Context) error {
 
 // prepare reads the root of the manifest for what must be known before the
 // first byte is written: tablespaces and sizes.
-func (x *run) prepare(ctx context.Context) (*destination, error) {
-	m, err := x.repo.OpenManifest(ctx, x.choice.Backup, nil)
+func (x *run) prepare(ctx context.Context, manifest *repo.Manifest) (*destination, error) {
+	m, err := manifest.Read(nil)
 	if err != nil {
 		return nil, err
 	}
@@ -167,11 +172,11 @@ func (x *run) prepare(ctx context.Context) (*destination, error) {
 }
 
 // restore is the restore proper.
-func (x *run) restore(ctx context.Context, packs map[repo.PackID]repo.Pack) error {
+func (x *run) restore(ctx context.Context, manifest *repo.Manifest, packs map[repo.PackID]repo.Pack) error {
 	if err := x.dest.begin(x.choice.Backup, x.Now()); err != nil {
 		return err
 	}
-	m, err := x.repo.OpenManifest(ctx, x.choice.Backup, packs)
+	m, err := manifest.Read(packs)
 	if err != nil {
 		return err
 	}

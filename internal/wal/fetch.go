@@ -137,15 +137,12 @@ func (f *Fetcher) fetch(ctx context.Context, file postgres.WALFile, dest string,
 	if err != nil {
 		return err
 	}
-	body, err := f.Repo.OpenWAL(ctx, cluster, file)
+	// A standby asks for the next segment again and again, and can stream it.
+	err = f.Repo.ReadWAL(ctx, cluster, file, standby, func(body io.Reader) error { return place(body, file, dest, cluster) })
 	if errors.Is(err, storage.ErrNotExist) {
 		return f.miss(ctx, cluster, file, owner, standby)
 	}
 	if err != nil {
-		return fmt.Errorf("fetch %s: %w", file.Name, err)
-	}
-	err = place(body, file, dest, cluster)
-	if err = errors.Join(err, body.Close()); err != nil {
 		return fmt.Errorf("fetch %s: %w", file.Name, err)
 	}
 	f.Log.Debug("fetched", "wal", file.Name)
@@ -168,7 +165,7 @@ func (f *Fetcher) cluster(ctx context.Context, owner *postgres.Control) (repo.Cl
 
 // OnlyCluster is the cluster of a repository that has just one.
 func OnlyCluster(ctx context.Context, r *repo.Repository) (repo.ClusterID, error) {
-	if err := r.Check(ctx); err != nil {
+	if err := r.CheckAny(ctx); err != nil {
 		return 0, err
 	}
 	ids, err := r.Clusters(ctx)

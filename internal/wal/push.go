@@ -20,9 +20,8 @@ import (
 
 // Pusher archives WAL files into a repository.
 type Pusher struct {
-	Repo     *repo.Repository
-	Log      *slog.Logger
-	SpoolDir string // for segments too large for memory
+	Repo *repo.Repository
+	Log  *slog.Logger
 	// Cluster says whose files these are where neither the file nor the
 	// directory above it does; 0 is unknown.
 	Cluster repo.ClusterID
@@ -54,7 +53,7 @@ func (p *Pusher) Push(ctx context.Context, path string) (err error) {
 	if err := p.Repo.Check(ctx); err != nil {
 		return err
 	}
-	existed, err := p.Repo.PutWAL(ctx, cluster, name, file, size, check, p.SpoolDir)
+	existed, err := p.Repo.PutWAL(ctx, cluster, name, file, size, check)
 	if err != nil {
 		return fmt.Errorf("archive %s: %w", name.Name, err)
 	}

@@ -107,11 +107,11 @@ func newWorld(t *testing.T) *world {
 	}
 	w.bucket = &failing{Bucket: inner, err: storage.ErrUnavailable}
 	log := slog.New(slog.DiscardHandler)
-	w.repo = repo.New(w.bucket, repo.Options{Log: log, Now: time.Now, Pins: repo.NewPins(t.TempDir())})
+	w.repo = repo.New([]repo.Place{{Name: "main", Bucket: w.bucket, Required: true}}, repo.Options{SpoolDir: t.TempDir(), Log: log, Now: time.Now, Pins: repo.NewPins(t.TempDir())})
 	if _, err := w.repo.Init(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	w.push = &Pusher{Repo: w.repo, Log: log, SpoolDir: t.TempDir()}
+	w.push = &Pusher{Repo: w.repo, Log: log}
 	w.fetch = &Fetcher{Repo: w.repo, Log: log, OnOutage: OutageWait}
 	w.write("global/pg_control", fixture(t, major+"/pg_control.zst"))
 	w.write("pg_wal/x", nil)

@@ -101,6 +101,7 @@ func TestBandwidthStopsWithContext(t *testing.T) {
 func TestWrappedBodiesSeek(t *testing.T) {
 	for name, wrap := range map[string]func(storage.Bucket) storage.Bucket{
 		"bandwidth": func(b storage.Bucket) storage.Bucket { return Bandwidth(b, BandwidthOptions{Up: 1 << 30}) },
+		"timeout":   func(b storage.Bucket) storage.Bucket { return Timeout(b, TimeoutOptions{}) },
 		"count":     func(b storage.Bucket) storage.Bucket { return Count(b) },
 	} {
 		s := &scripted{put: func(_ int, src storage.Source) error {

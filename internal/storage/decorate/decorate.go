@@ -1,8 +1,8 @@
 // Package decorate holds what is the same for all object stores: Retry,
-// Bandwidth and Count, each a storage.Bucket around another.
+// Timeout, Bandwidth and Count, each a storage.Bucket around another.
 //
-// Seen from the caller the order is Retry, Bandwidth, Count, store: Count sees
-// every single request.
+// Seen from the caller the order is Retry, Timeout, Bandwidth, Count, store:
+// each try has its own limit, and Count sees every single request.
 package decorate
 
 import (

@@ -160,10 +160,11 @@ func TestDecorators(t *testing.T) {
 			return Bandwidth(b, BandwidthOptions{Up: 1 << 36, Down: 1 << 36})
 		},
 		"BandwidthUnset": func(b storage.Bucket) storage.Bucket { return Bandwidth(b, BandwidthOptions{}) },
+		"Timeout":        func(b storage.Bucket) storage.Bucket { return Timeout(b, TimeoutOptions{}) },
 		"Count":          func(b storage.Bucket) storage.Bucket { return Count(b) },
 		"All": func(b storage.Bucket) storage.Bucket {
 			b = Bandwidth(Count(&flaky{Bucket: b}), BandwidthOptions{Up: 1 << 36, Down: 1 << 36})
-			return Retry(b, quick())
+			return Retry(Timeout(b, TimeoutOptions{}), quick())
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

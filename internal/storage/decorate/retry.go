@@ -7,6 +7,7 @@ import (
 	"io"
 	"iter"
 	"log/slog"
+	"math/rand/v2"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -36,7 +37,13 @@ type RetryOptions struct {
 }
 
 // Retry repeats what fails with storage.ErrUnavailable, and nothing else. It
-// waits longer each time, and no more once the context is done.
+// waits longer each time, and no more once the context is done. It does not
+// begin a wait that would end after the context's deadline, but fails at once
+// with the store's error, which says more than that the time is over.
+//
+// A store may say how long to wait: an error in whose chain errors.As finds an
+// interface{ RetryAfter() time.Duration } makes the wait at least that long, up
+// to Max (HTTP's Retry-After, RFC 9110 section 10.2.3).
 //
 //   - Put opens its source anew for each try. When a try was done by the store
 //     although its reply was lost, the next one gets ErrExists; that is passed
@@ -72,6 +79,7 @@ type tries struct {
 	key   string
 	n     int
 	since time.Time
+	last  error // of the try before, since the last progress
 	wait  *backoff.ExponentialBackOff
 }
 
@@ -85,7 +93,7 @@ func (r *retry) tries(op, key string) *tries {
 
 // progress begins the budget anew.
 func (t *tries) progress() {
-	t.n = 0
+	t.n, t.last = 0, nil
 	t.since = t.r.opts.Now()
 	t.wait.Reset()
 }
@@ -94,19 +102,28 @@ func (t *tries) progress() {
 // error to give up with.
 func (t *tries) again(ctx context.Context, err error) error {
 	if !errors.Is(err, storage.ErrUnavailable) {
+		if t.last != nil && ctx.Err() != nil && errors.Is(err, ctx.Err()) {
+			// That the time was over in the middle of a try does not say why.
+			return fmt.Errorf("%w in try %d; the one before gave: %w", err, t.n+1, t.last)
+		}
 		return err
 	}
 	t.n++
+	t.last = err
 	if t.r.opts.Tries > 0 && t.n >= t.r.opts.Tries {
 		return fmt.Errorf("%w (tried %d times)", err, t.n)
 	}
 	if ctx.Err() != nil {
 		return t.stopped(ctx, err)
 	}
-	wait := t.wait.NextBackOff()
-	elapsed := t.r.opts.Now().Sub(t.since)
+	wait := t.next(err)
+	now := t.r.opts.Now()
+	elapsed := now.Sub(t.since)
 	if t.r.opts.Elapsed > 0 && elapsed+wait > t.r.opts.Elapsed {
 		return fmt.Errorf("%w (tried %d times in %v)", err, t.n, elapsed.Round(time.Millisecond))
+	}
+	if deadline, has := ctx.Deadline(); has && now.Add(wait).After(deadline) {
+		return fmt.Errorf("%w (tried %d times in %v; the deadline comes before another try)", err, t.n, elapsed.Round(time.Millisecond))
 	}
 	t.r.opts.Log.LogAttrs(ctx, slog.LevelWarn, "storage operation failed, will try again",
 		slog.String("op", t.op), slog.String("bucket", t.r.Bucket.String()), slog.String("key", t.key),
@@ -119,6 +136,18 @@ func (t *tries) again(ctx context.Context, err error) error {
 	case <-ctx.Done():
 		return t.stopped(ctx, err)
 	}
+}
+
+// next is how long to wait after err. Of those who are told the same time not
+// all come back at the same moment.
+func (t *tries) next(err error) time.Duration {
+	wait := t.wait.NextBackOff()
+	var told interface{ RetryAfter() time.Duration }
+	if !errors.As(err, &told) || told.RetryAfter() <= 0 {
+		return wait
+	}
+	after := min(told.RetryAfter(), t.r.opts.Max)
+	return max(wait, after+rand.N(after/4+1))
 }
 
 // stopped is the error of an operation whose context ended between two tries.

@@ -1,0 +1,209 @@
+package repo
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"walagent/internal/storage"
+)
+
+// Place is one of the stores that hold a repository's objects, the same in
+// each but for repository.json, whose id is each place's own.
+type Place struct {
+	Name   string // for messages
+	Bucket storage.Bucket
+	// Err says why there is no Bucket: a store that is away cannot always be
+	// opened. URL then names it.
+	Err error
+	URL string
+	// Required says that nothing is durable before it is here. The others are
+	// written as well as it goes, and catch up later.
+	Required bool
+	// Immutable locks every object as it is written; nil: no lock.
+	Immutable *Immutable
+}
+
+// Immutable says how objects are locked.
+type Immutable struct {
+	Mode storage.LockMode
+	// For is how long a backup must be kept after it was made. Locks are
+	// longer by the longest chain, whose last backup may borrow from its first,
+	// and by lockReserve for the time that a backup takes.
+	For       time.Duration
+	FullEvery time.Duration
+}
+
+// lockReserve is for the time between a pack and the backup.json that needs it.
+const lockReserve = 48 * time.Hour
+
+// Until is when an object that is written now may be deleted.
+func (i Immutable) Until(now time.Time) time.Time {
+	return now.Add(i.For + i.FullEvery + lockReserve).UTC().Truncate(time.Second)
+}
+
+// place is a Place in use.
+type place struct {
+	Place
+	mu   sync.Mutex
+	down error // why it is left out from now on
+	slow bool  // an attempt to read from it has failed
+}
+
+func (p *place) String() string {
+	if p.Bucket == nil {
+		return p.URL
+	}
+	return p.Bucket.String()
+}
+
+// err is why the place is not used, or nil.
+func (p *place) err() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.Bucket == nil && p.down == nil {
+		return p.Err
+	}
+	return p.down
+}
+
+func (p *place) fail(err error) (first bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	first = p.down == nil
+	p.down = err
+	return first
+}
+
+// lock is how an object that is written now is locked there.
+func (p *place) lock(now time.Time) *storage.Lock {
+	if p.Immutable == nil {
+		return nil
+	}
+	return &storage.Lock{Mode: p.Immutable.Mode, Until: p.Immutable.Until(now)}
+}
+
+// lockedUntil is the earliest end of the locks of what is written now; zero if
+// no place locks.
+func (r *Repository) lockedUntil() (until time.Time) {
+	for _, p := range r.places {
+		if l := p.lock(r.now()); l != nil && (until.IsZero() || l.Until.Before(until)) {
+			until = l.Until
+		}
+	}
+	return until
+}
+
+// Places describes the places in their order.
+func (r *Repository) Places() []Place {
+	all := make([]Place, len(r.places))
+	for i, p := range r.places {
+		all[i] = p.Place
+		all[i].URL = p.String()
+	}
+	return all
+}
+
+// joined names all places.
+func joined(places []*place) string {
+	names := make([]string, len(places))
+	for i, p := range places {
+		names[i] = p.String()
+	}
+	return strings.Join(names, " and ")
+}
+
+// bestEffortGrace is how much longer than the required places a best-effort
+// one may take for an object.
+const bestEffortGrace = 10 * time.Second
+
+// everywhere runs f for each place at once and returns when each required one
+// has ended, with their errors, and the others have ended or used up their
+// grace. A best-effort place that fails is left out for the rest of the run:
+// what is written there afterwards would be in vain. debt is the key that it
+// owes then; empty: none.
+func (r *Repository) everywhere(ctx context.Context, debt string, f func(context.Context, *place) error) error {
+	if len(r.places) == 1 {
+		p := r.places[0]
+		if err := p.err(); err != nil {
+			return err
+		}
+		return f(ctx, p)
+	}
+	best, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	results := make([]error, len(r.places))
+	var required, others sync.WaitGroup
+	for i, p := range r.places {
+		if p.Required {
+			required.Go(func() {
+				if results[i] = p.err(); results[i] == nil {
+					results[i] = f(ctx, p)
+				}
+			})
+			continue
+		}
+		others.Go(func() {
+			err := p.err()
+			if err == nil {
+				err = f(best, p)
+			}
+			if err != nil {
+				r.drop(ctx, p, err, debt)
+			}
+		})
+	}
+	required.Wait()
+	timer := time.AfterFunc(bestEffortGrace, func() { cancel(errTooSlow) })
+	defer timer.Stop()
+	others.Wait()
+	for i, p := range r.places {
+		if results[i] != nil {
+			results[i] = fmt.Errorf("repository %s: %w", p.Name, results[i])
+		}
+	}
+	return errors.Join(results...)
+}
+
+var errTooSlow = fmt.Errorf("%w: it took more than %s longer than the required repositories", storage.ErrUnavailable, bestEffortGrace)
+
+// drop leaves a best-effort place out, and notes what it lacks.
+func (r *Repository) drop(ctx context.Context, p *place, err error, debt string) {
+	if ctx.Err() != nil {
+		return // the command ends, which says nothing of the place
+	}
+	if p.fail(err) {
+		r.log.Warn("a best-effort repository is left out; agent repo sync brings it up to date", "repository", p.Name, "error", err.Error())
+		r.debts.suspend(p.String(), r.now(), err)
+	}
+	if debt == "" {
+		return
+	}
+	if err := r.debts.add(p.String(), debt, r.now()); err != nil {
+		r.log.Warn("cannot note what a repository lacks; agent repo sync finds it by comparing", "repository", p.Name, "error", err.Error())
+	}
+}
+
+// up lists the places that are in use.
+func (r *Repository) up() []*place {
+	var all []*place
+	for _, p := range r.places {
+		if p.err() == nil {
+			all = append(all, p)
+		}
+	}
+	return all
+}
+
+func (r *Repository) required() []*place {
+	var all []*place
+	for _, p := range r.places {
+		if p.Required {
+			all = append(all, p)
+		}
+	}
+	return all
+}
