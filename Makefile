@@ -12,6 +12,9 @@ SOAKTIME  ?= 600
 BENCHTIME ?= 1s
 BENCH     ?= .
 PKG       ?= ./...
+# Without Google's gRPC modules, which the JSON API does not need: the agent
+# starts in half the time.
+TAGS      := disable_grpc_modules
 RUN       ?=
 
 # The linter and the formatter are used at pinned versions, from a cache folder.
@@ -29,7 +32,7 @@ go-present:
 
 .PHONY: build
 build: go-present ## Build bin/agent
-	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "-s -w -X main.version=$(VERSION)" -o bin/agent ./cmd/agent
+	CGO_ENABLED=0 go build -tags $(TAGS) -trimpath -buildvcs=false -ldflags "-s -w -X main.version=$(VERSION)" -o bin/agent ./cmd/agent
 
 .PHONY: demo
 demo: build ## Show backup and recovery on a throw-away server
@@ -40,22 +43,23 @@ demo: build ## Show backup and recovery on a throw-away server
 install: go-present ## Install the servers and tools that the tests need
 	testing/install/postgres.sh all
 	testing/install/tools.sh >/dev/null
+	testing/install/stores.sh
 
 .PHONY: test
 test: install fmt-check vet lint ## Check and test everything, with real servers
-	go test -p 2 -timeout 20m -count=1 ./...
+	go test -tags $(TAGS) -p 2 -timeout 20m -count=1 ./...
 
 .PHONY: test-unit
 test-unit: go-present ## Test without servers: the short loop (PKG=./..., RUN=pattern)
-	go test -timeout 5m $(if $(RUN),-run '$(RUN)') $$(go list $(PKG) | grep -v '^walagent/testing')
+	go test -tags $(TAGS) -timeout 5m $(if $(RUN),-run '$(RUN)') $$(go list $(PKG) | grep -v '^walagent/testing')
 
 .PHONY: test-race
 test-race: go-present ## The unit tests under the race detector (needs a C compiler)
-	CGO_ENABLED=1 go test -race -timeout 20m $$(go list $(PKG) | grep -v '^walagent/testing')
+	CGO_ENABLED=1 go test -tags $(TAGS) -race -timeout 20m $$(go list $(PKG) | grep -v '^walagent/testing')
 
 .PHONY: vet
 vet: go-present
-	go vet ./...
+	go vet -tags $(TAGS) ./...
 
 .PHONY: lint
 lint: go-present ## Run the linters of .golangci.yml
@@ -74,28 +78,29 @@ fmt-check: go-present
 .PHONY: bench
 bench: build ## Measure against the usual tools, side by side (RUN=pattern, BENCH_SCALE=140)
 	testing/install/postgres.sh bench
-	go test -tags bench -count=1 -v -timeout 0 $(if $(RUN),-run '$(RUN)') ./testing/bench
+	go test -tags bench,$(TAGS) -count=1 -v -timeout 0 $(if $(RUN),-run '$(RUN)') ./testing/bench
 
 .PHONY: bench-go
 bench-go: go-present ## Run the Go benchmarks of the packages (BENCH=pattern, BENCHTIME=1s)
-	go test -run '^$$' -bench '$(BENCH)' -benchmem -benchtime $(BENCHTIME) -timeout 0 $(PKG)
+	go test -tags $(TAGS) -run '^$$' -bench '$(BENCH)' -benchmem -benchtime $(BENCHTIME) -timeout 0 $(PKG)
 
 .PHONY: fuzz
 fuzz: go-present ## Run every fuzz target for FUZZTIME (10s), RUN=pattern for some
-	@targets=$$(go test -list '^Fuzz.*$(RUN)' $(PKG) | \
+	@targets=$$(go test -tags $(TAGS) -list '^Fuzz.*$(RUN)' $(PKG) | \
 	awk '/^Fuzz/ { names[++n] = $$1 } $$1 == "ok" { for (i = 1; i <= n; i++) print $$2, names[i]; n = 0 }'); \
 	if [ -z "$$targets" ]; then echo "no fuzz target fits" >&2; exit 1; fi; \
 	while read -r pkg name; do \
 		echo "$$pkg $$name"; \
-		go test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) "$$pkg" </dev/null; \
+		go test -tags $(TAGS) -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) "$$pkg" </dev/null; \
 	done <<<"$$targets"
 
 .PHONY: soak
 soak: go-present ## Repeat the tests with servers for SOAKTIME seconds (600), until one fails
 	testing/install/postgres.sh all
+	testing/install/stores.sh
 	@round=0; while [ $$SECONDS -lt $(SOAKTIME) ]; do \
 		round=$$((round + 1)); echo "round $$round"; \
-		go test -p 2 -timeout 20m -count=1 -shuffle=on $(if $(RUN),-run '$(RUN)') ./testing/...; \
+		go test -tags $(TAGS) -p 2 -timeout 20m -count=1 -shuffle=on $(if $(RUN),-run '$(RUN)') ./testing/...; \
 	done
 
 .PHONY: clean

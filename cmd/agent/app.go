@@ -22,9 +22,6 @@ import (
 	"walagent/internal/crypto"
 	"walagent/internal/errs"
 	"walagent/internal/repo"
-	"walagent/internal/storage"
-	"walagent/internal/storage/decorate"
-	"walagent/internal/storage/fs"
 )
 
 // app is what all commands share.
@@ -33,9 +30,8 @@ type app struct {
 	configPath     string
 	log            *slog.Logger
 	jsonLog        bool
-	requests       *decorate.Counter
+	stores         []store
 	identities     *crypto.Identities
-	local          *fs.Bucket // the repository's folder, where it is one
 }
 
 func newApp(stdout, stderr io.Writer) *app {
@@ -102,13 +98,9 @@ libpq (PGHOST, PGPORT, PGUSER, PGSERVICE, .pgpass).`
 
 // load reads the configuration and sets up logging by it.
 func (a *app) load(cmd *cobra.Command) (*config.Config, error) {
-	home, err := os.UserHomeDir()
-	if err != nil {
-		home = "" // only needed for paths that begin with ~
-	}
 	cfg, err := config.Load(config.Input{
 		Flags: changedFlags(cmd), Env: os.LookupEnv, Environ: os.Environ(), ReadFile: os.ReadFile,
-		Config: a.configPath, NumCPU: runtime.NumCPU(), Home: home,
+		Config: a.configPath, NumCPU: runtime.NumCPU(), Home: homeDir(),
 	})
 	if err != nil {
 		return nil, err
@@ -134,7 +126,7 @@ func (a *app) ready(cmd *cobra.Command) (*config.Config, *repo.Repository, error
 	if err != nil {
 		return nil, nil, err
 	}
-	r, err := a.open(cmd.Context(), cfg)
+	r, err := a.open(cmd.Context(), cfg, opening{patience: longPatience})
 	return cfg, r, err
 }
 
@@ -162,12 +154,37 @@ func stateDir() (string, error) {
 	if err == nil && usable(dir) {
 		return dir, nil
 	}
-	if u, uerr := user.Current(); uerr == nil && filepath.IsAbs(u.HomeDir) {
-		if own := filepath.Join(u.HomeDir, ".local", "state", "agent"); usable(own) {
+	if home := passwdHome(); home != "" {
+		if own := filepath.Join(home, ".local", "state", "agent"); usable(own) {
 			return own, nil
 		}
 	}
 	return dir, err
+}
+
+// passwdHome is the user's home by the password database, or "".
+func passwdHome() string {
+	u, err := user.Current()
+	if err != nil || !filepath.IsAbs(u.HomeDir) {
+		return ""
+	}
+	return u.HomeDir
+}
+
+// homeDir is the user's home by the environment, or else as passwdHome.
+func homeDir() string {
+	if home, err := os.UserHomeDir(); err == nil {
+		return home
+	}
+	return passwdHome()
+}
+
+func currentUser() string {
+	u, err := user.Current()
+	if err != nil {
+		return os.Getenv("USER")
+	}
+	return u.Username
 }
 
 // usable reports whether the directory can be written, or made.
@@ -186,43 +203,17 @@ func isDir(path string) bool {
 	return err == nil && info.IsDir()
 }
 
-// open opens the configured repository.
-func (a *app) open(ctx context.Context, cfg *config.Config) (*repo.Repository, error) {
-	bucket, err := a.bucket(ctx, cfg, fs.Open)
+// open opens the configured repositories as one.
+func (a *app) open(ctx context.Context, cfg *config.Config, how opening) (*repo.Repository, error) {
+	places, err := a.places(ctx, cfg, how)
 	if err != nil {
 		return nil, err
 	}
-	return a.repository(ctx, cfg, bucket)
-}
-
-// bucket connects to the store and puts the decorators around it: retries,
-// outermost, count as requests each.
-func (a *app) bucket(ctx context.Context, cfg *config.Config, local func(context.Context, string) (*fs.Bucket, error)) (storage.Bucket, error) {
-	if err := cfg.NeedRepository(); err != nil {
-		return nil, err
-	}
-	scheme, _, path, err := storage.ParseURL(cfg.Repository)
-	if err != nil {
-		return nil, err
-	}
-	if scheme != storage.SchemeFile {
-		return nil, errs.New(errs.Config, "Use a local or NFS directory, as file:///path.", "repositories on %s:// are not supported by this version", scheme)
-	}
-	base, err := local(ctx, path)
-	if err != nil {
-		return nil, err
-	}
-	a.local = base
-	a.requests = decorate.Count(base)
-	var b storage.Bucket = a.requests
-	if cfg.Bandwidth > 0 {
-		b = decorate.Bandwidth(b, decorate.BandwidthOptions{Up: cfg.Bandwidth, Down: cfg.Bandwidth})
-	}
-	return decorate.Retry(b, decorate.RetryOptions{Log: a.log, Now: time.Now}), nil
+	return a.repository(ctx, cfg, places)
 }
 
 // repository makes the handle with the keys of the configuration.
-func (a *app) repository(ctx context.Context, cfg *config.Config, bucket storage.Bucket) (*repo.Repository, error) {
+func (a *app) repository(ctx context.Context, cfg *config.Config, places []repo.Place) (*repo.Repository, error) {
 	codec, err := compress.Parse(cfg.Compression)
 	if err != nil {
 		return nil, err
@@ -239,18 +230,10 @@ func (a *app) repository(ctx context.Context, cfg *config.Config, bucket storage
 			return nil, err
 		}
 	}
-	return repo.New(bucket, repo.Options{
-		Keys: keys, Codec: codec, Pins: repo.NewPins(cfg.StateDir), Log: a.log, Now: time.Now, Version: version,
+	return repo.New(places, repo.Options{
+		Keys: keys, Codec: codec, Pins: repo.NewPins(cfg.StateDir), Debts: repo.NewDebts(cfg.StateDir),
+		SpoolDir: filepath.Join(cfg.StateDir, "spool"), Log: a.log, Now: time.Now, Version: version,
 	}), nil
-}
-
-// localRepository is the directory of a repository in a local folder, or "".
-func localRepository(cfg *config.Config) string {
-	scheme, _, path, err := storage.ParseURL(cfg.Repository)
-	if err != nil || scheme != storage.SchemeFile {
-		return ""
-	}
-	return path
 }
 
 // clusterFlag adds --system-identifier, for repositories of several clusters.

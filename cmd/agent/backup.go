@@ -69,15 +69,23 @@ backup.`,
 // leftoversAge is when a file that is still not whole is nobody's any more.
 const leftoversAge = 24 * time.Hour
 
-// clean removes what killed runs left unfinished in a local repository, on
-// file systems that cannot do without a name for it, as NFS.
+// clean removes what killed runs left unfinished in repositories whose stores
+// cannot do without a name for it, such as NFS and SFTP.
 func (a *app) clean(ctx context.Context) {
-	n, err := a.local.Clean(ctx, time.Now().Add(-leftoversAge))
-	if err != nil {
-		a.log.Warn("clean the repository of unfinished files", "error", err.Error())
-	}
-	if n > 0 {
-		a.log.Info("removed unfinished files of killed runs", "files", n)
+	for _, s := range a.stores {
+		cleaner, ok := s.base.(interface {
+			Clean(ctx context.Context, before time.Time) (int, error)
+		})
+		if !ok {
+			continue
+		}
+		n, err := cleaner.Clean(ctx, time.Now().Add(-leftoversAge))
+		if err != nil {
+			a.log.Warn("clean the repository of unfinished files", "repository", s.name, "error", err.Error())
+		}
+		if n > 0 {
+			a.log.Info("removed unfinished files of killed runs", "repository", s.name, "files", n)
+		}
 	}
 }
 
@@ -98,7 +106,7 @@ func (a *app) backupOptions(cfg *config.Config) (backup.Options, error) {
 		ConnInfo: cfg.Connection, DataDir: cfg.DataDirectory, Label: label,
 		Spread: cfg.Checkpoint == config.CheckpointSpread, Concurrency: cfg.Concurrency, Codec: codec,
 		ReadRate: cfg.ReadRate, WALTimeout: cfg.WALTimeout, StateDir: cfg.StateDir,
-		RepositoryDir: localRepository(cfg), Host: self, Log: a.log, Now: time.Now, Version: version,
+		RepositoryDirs: localDirs(cfg), Host: self, Log: a.log, Now: time.Now, Version: version,
 	}, nil
 }
 
@@ -114,7 +122,7 @@ func (a *app) pushSummary(res *backup.Result, asJSON bool) error {
   requests: %s
 `, d.Name, humanize.Comma(d.Files), humanize.IBytes(uint64(d.DataBytes)), humanize.IBytes(uint64(res.BytesRead)),
 		humanize.IBytes(uint64(d.StoredBytes)), d.Ratio, res.Elapsed.Round(10*time.Millisecond),
-		d.StartLSN, d.StopLSN, d.Timeline, d.StartWAL, d.StopWAL, a.requests.Counts())
+		d.StartLSN, d.StopLSN, d.Timeline, d.StartWAL, d.StopWAL, a.requests())
 }
 
 func (a *app) backupList() *cobra.Command {
@@ -130,7 +138,7 @@ func (a *app) backupList() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if err := r.Check(cmd.Context()); err != nil {
+			if err := r.CheckAny(cmd.Context()); err != nil {
 				return err
 			}
 			ids := []repo.ClusterID{repo.ClusterID(cluster)}
@@ -196,7 +204,7 @@ func (a *app) backupShow() *cobra.Command {
 
 // chooseCluster is the one that was named, or the only one there is.
 func chooseCluster(cmd *cobra.Command, r *repo.Repository, given uint64) (repo.ClusterID, error) {
-	if err := r.Check(cmd.Context()); err != nil {
+	if err := r.CheckAny(cmd.Context()); err != nil {
 		return 0, err
 	}
 	if given != 0 {

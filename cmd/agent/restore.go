@@ -99,7 +99,7 @@ func (a *app) fetchBackup(cmd *cobra.Command, args []string, f targetFlags) erro
 	if err != nil {
 		return err
 	}
-	r, err := a.open(cmd.Context(), cfg)
+	r, err := a.open(cmd.Context(), cfg, opening{patience: longPatience})
 	if err != nil {
 		return err
 	}
@@ -254,7 +254,7 @@ func (a *app) fetchSummary(res *restore.Result, dest string, target restore.Targ
 	fmt.Fprintf(out, "restored backup %s into %s\n", res.Backup.Name, dest)
 	fmt.Fprintf(out, "  %s files, %s in %s (%s/s)\n", humanize.Comma(res.Files), humanize.IBytes(uint64(res.Bytes)),
 		res.Elapsed.Round(10*time.Millisecond), humanize.IBytes(uint64(rate)))
-	fmt.Fprintf(out, "  requests: %s\n", a.requests.Counts())
+	fmt.Fprintf(out, "  requests: %s\n", a.requests())
 	fmt.Fprintf(out, "  it will recover to %s, along timeline %d\n", target, res.Timeline)
 	if res.ArchivingOff {
 		fmt.Fprintf(out, "  archive_mode=off was set, since this is not the recorded server in its place (--take-over leaves it on)\n")

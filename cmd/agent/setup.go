@@ -2,14 +2,16 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"walagent/internal/crypto"
-	"walagent/internal/storage/fs"
 )
 
 func (a *app) repoCommand() *cobra.Command {
@@ -26,22 +28,21 @@ an empty mount point or a wrong path is noticed. A second init is refused.`,
 			if err != nil {
 				return err
 			}
-			bucket, err := a.bucket(cmd.Context(), cfg, fs.Create)
+			r, err := a.open(cmd.Context(), cfg, opening{create: true})
 			if err != nil {
 				return err
 			}
-			r, err := a.repository(cmd.Context(), cfg, bucket)
-			if err != nil {
-				return err
+			ids, err := r.Init(cmd.Context())
+			for _, url := range slices.Sorted(maps.Keys(ids)) {
+				err = errors.Join(err, fprint(a.stdout, "made repository %s (id %s)\n", url, ids[url]))
 			}
-			id, err := r.Init(cmd.Context())
 			if err != nil {
 				return err
 			}
 			if !r.Sealed() {
 				a.log.Warn("data will not be encrypted: no recipients are configured (agent keygen, AGENT_RECIPIENTS)")
 			}
-			return fprint(a.stdout, "made repository %s (id %s)\nnext: archive_command = 'agent wal-push %%p', then agent backup-push\n", r, id)
+			return fprint(a.stdout, "next: archive_command = 'agent wal-push %%p', then agent backup-push\n")
 		},
 	})
 	return cmd

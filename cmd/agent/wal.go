@@ -2,10 +2,12 @@ package main
 
 import (
 	"context"
-	"path/filepath"
+	"os"
+	"time"
 
 	"github.com/spf13/cobra"
 
+	"walagent/internal/errs"
 	"walagent/internal/repo"
 	"walagent/internal/wal"
 )
@@ -24,16 +26,43 @@ that is archived already is never replaced: the same bytes again are success,
 other bytes are an error.`,
 		Args: exactArgs(1, "wal-push PATH"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			cfg, r, err := a.ready(cmd)
+			cfg, err := a.load(cmd)
 			if err != nil {
 				return err
 			}
-			p := &wal.Pusher{Repo: r, Log: a.log, SpoolDir: filepath.Join(cfg.StateDir, "spool"), Cluster: repo.ClusterID(cluster)}
-			return p.Push(cmd.Context(), args[0])
+			ctx, cancel := pushDeadline(cmd.Context(), cfg.Timeout, args[0])
+			defer cancel()
+			r, err := a.open(ctx, cfg, opening{patience: longPatience})
+			if err != nil {
+				return err
+			}
+			p := &wal.Pusher{Repo: r, Log: a.log, Cluster: repo.ClusterID(cluster)}
+			return p.Push(ctx, args[0])
 		},
 	}
 	clusterFlag(cmd, &cluster)
 	return cmd
+}
+
+// The default of timeout: a push has this long, and as much more as its file
+// takes at a megabyte per second.
+const (
+	pushBase = 60 * time.Second
+	pushRate = 1_000_000 // bytes per second
+)
+
+// pushDeadline bounds a push in all, so that PostgreSQL is told why and tries
+// again, and archive_command never hangs.
+func pushDeadline(ctx context.Context, limit time.Duration, path string) (context.Context, context.CancelFunc) {
+	if limit == 0 {
+		limit = pushBase
+		if info, err := os.Stat(path); err == nil {
+			limit += time.Duration(info.Size()) * time.Second / pushRate
+		}
+	}
+	return context.WithTimeoutCause(ctx, limit, errs.New(errs.Storage,
+		"The repository is too slow or cannot be reached; PostgreSQL tries again. The limit is the setting timeout (AGENT_TIMEOUT).",
+		"gave up after %s", limit.Round(time.Second)))
 }
 
 func (a *app) walFetch() *cobra.Command {
@@ -57,7 +86,9 @@ Beside a standby.signal an outage of the repository is waited out
 			if err != nil {
 				return err
 			}
-			open := func(ctx context.Context) (*repo.Repository, error) { return a.open(ctx, cfg) }
+			open := func(ctx context.Context) (*repo.Repository, error) {
+				return a.open(ctx, cfg, opening{patience: quickPatience})
+			}
 			f := &wal.Fetcher{Open: open, Log: a.log, OnOutage: wal.OutagePolicy(cfg.StandbyOnOutage), Cluster: repo.ClusterID(cluster)}
 			return f.Fetch(cmd.Context(), args[0], args[1])
 		},

@@ -166,7 +166,7 @@ func build(pkg string) (string, error) {
 		return "", fmt.Errorf("wait for another build: %w", err)
 	}
 	program := filepath.Join(dir, filepath.Base(pkg))
-	cmd := exec.CommandContext(context.Background(), "go", "build", "-trimpath", "-buildvcs=false", "-o", program, "./"+pkg)
+	cmd := exec.CommandContext(context.Background(), "go", "build", "-tags", "disable_grpc_modules", "-trimpath", "-buildvcs=false", "-o", program, "./"+pkg)
 	cmd.Dir = root
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {

@@ -1,0 +1,212 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"walagent/internal/config"
+	"walagent/internal/errs"
+	"walagent/internal/repo"
+	"walagent/internal/storage"
+	"walagent/internal/storage/azure"
+	"walagent/internal/storage/decorate"
+	folder "walagent/internal/storage/fs"
+	"walagent/internal/storage/gcs"
+	"walagent/internal/storage/s3"
+	"walagent/internal/storage/sftp"
+)
+
+// opening says how repositories are opened.
+type opening struct {
+	// create makes what holds the repository: a folder.
+	create bool
+	// patience is how long a repository that cannot be reached is tried, where
+	// there are others; 0: as long as if it were the only one.
+	patience time.Duration
+}
+
+// patience of the commands where another repository can stand in.
+const (
+	quickPatience = 15 * time.Second // a server waits
+	longPatience  = time.Minute
+)
+
+// store is an opened repository's bucket, for what the commands say of it.
+type store struct {
+	name    string
+	counter *decorate.Counter
+	base    storage.Bucket
+}
+
+// places opens all configured repositories. One of several that cannot be
+// opened is passed on with its error: whether that matters is decided where it
+// is used.
+func (a *app) places(ctx context.Context, cfg *config.Config, how opening) ([]repo.Place, error) {
+	if err := cfg.NeedRepository(); err != nil {
+		return nil, err
+	}
+	several := len(cfg.Repositories) > 1
+	var all []repo.Place
+	for _, r := range cfg.Repositories {
+		p := repo.Place{Name: r.Name, URL: r.URL, Required: r.Required}
+		if i := r.Immutable; i != nil {
+			p.Immutable = &repo.Immutable{Mode: storage.LockMode(i.Mode), For: i.For, FullEvery: cfg.FullEvery}
+		}
+		base, err := a.openStore(ctx, cfg, r, how)
+		switch {
+		case err == nil:
+			p.Bucket = a.decorated(cfg, r, base, how, several)
+		case !several, errs.KindOf(err) == errs.Config:
+			return nil, err
+		default:
+			p.Err = err
+		}
+		all = append(all, p)
+	}
+	return all, nil
+}
+
+// decorated puts the decorators around a store: retries, outermost, count as
+// requests each.
+func (a *app) decorated(cfg *config.Config, r config.Repository, base storage.Bucket, how opening, several bool) storage.Bucket {
+	counter := decorate.Count(base)
+	a.stores = append(a.stores, store{r.Name, counter, base})
+	var b storage.Bucket = counter
+	slowest := int64(0)
+	if cfg.Bandwidth > 0 {
+		b = decorate.Bandwidth(b, decorate.BandwidthOptions{Up: cfg.Bandwidth, Down: cfg.Bandwidth})
+		slowest = max(cfg.Bandwidth/int64(2*cfg.Concurrency), 1)
+	}
+	if _, local := base.(*folder.Bucket); !local {
+		b = decorate.Timeout(b, decorate.TimeoutOptions{MinRate: slowest})
+	}
+	retry := decorate.RetryOptions{Log: a.log, Now: time.Now}
+	if several {
+		retry.Elapsed = how.patience
+		if !r.Required && (retry.Elapsed == 0 || retry.Elapsed > quickPatience) {
+			retry.Elapsed = quickPatience
+		}
+	}
+	return decorate.Retry(b, retry)
+}
+
+// openStore opens the store that a URL leads to.
+func (a *app) openStore(ctx context.Context, cfg *config.Config, r config.Repository, how opening) (storage.Bucket, error) {
+	scheme, host, path, err := storage.ParseURL(r.URL)
+	if err != nil {
+		return nil, err
+	}
+	switch scheme {
+	case storage.SchemeFile:
+		if how.create {
+			return folder.Create(ctx, path)
+		}
+		return folder.Open(ctx, path)
+	case storage.SchemeS3:
+		return s3.Open(ctx, s3.Options{
+			Bucket: host, Prefix: path, URL: r.URL, Region: r.S3Region, Endpoint: r.S3Endpoint, PathStyle: r.S3PathStyle,
+			Profile: r.S3Profile, StorageClass: r.StorageClass, SSE: r.SSE, KMSKeyID: r.KMSKey,
+			CAFile: r.CAFile, Insecure: r.Insecure, Connections: cfg.Concurrency, Log: a.log,
+		})
+	case storage.SchemeGCS:
+		return gcs.Open(ctx, gcs.Options{
+			Bucket: host, Prefix: path, URL: r.URL, StorageClass: r.StorageClass, KMSKey: r.KMSKey, UserProject: r.GCSUserProject,
+			Endpoint: r.GCSEndpoint, Emulator: os.Getenv("STORAGE_EMULATOR_HOST"),
+			CAFile: r.CAFile, Insecure: r.Insecure, Connections: cfg.Concurrency, Log: a.log,
+		})
+	case storage.SchemeAzure:
+		return azure.Open(ctx, azure.Options{
+			Container: host, Prefix: path, URL: r.URL, Account: azureAccount(r), Endpoint: r.AzureEndpoint,
+			Secrets: azure.FromEnv(os.LookupEnv), StorageClass: r.StorageClass, EncryptionScope: r.KMSKey,
+			CAFile: r.CAFile, Insecure: r.Insecure, Connections: cfg.Concurrency, Log: a.log,
+		})
+	default:
+		return a.openSFTP(ctx, cfg, r, host, path, how)
+	}
+}
+
+func azureAccount(r config.Repository) string {
+	if r.AzureAccount != "" {
+		return r.AzureAccount
+	}
+	return os.Getenv("AZURE_STORAGE_ACCOUNT")
+}
+
+func (a *app) openSFTP(ctx context.Context, cfg *config.Config, r config.Repository, host, path string, how opening) (storage.Bucket, error) {
+	user, address, ok := strings.Cut(host, "@")
+	if !ok {
+		user, address = currentUser(), host
+	}
+	o := sftp.Options{
+		User: user, Folder: path, URL: r.URL, KnownHostsFile: r.SFTPKnownHosts,
+		AgentSocket: os.Getenv("SSH_AUTH_SOCK"),
+		Create: how.create, Connections: cfg.Concurrency, Log: a.log,
+	}
+	var err error
+	if o.Host, o.Port, err = splitPort(address); err != nil {
+		return nil, err
+	}
+	home := homeDir()
+	if o.KnownHostsFile == "" {
+		o.KnownHostsFile = filepath.Join(home, ".ssh", "known_hosts")
+	}
+	if o.IdentityFiles = sshIdentities(home); r.SFTPIdentityFile != "" {
+		o.IdentityFiles = []string{r.SFTPIdentityFile}
+	}
+	return sftp.Open(ctx, o)
+}
+
+// splitPort takes host[:port] apart; an IPv6 address stands in brackets.
+func splitPort(address string) (host string, port int, err error) {
+	i := strings.LastIndexByte(address, ':')
+	if i < 0 || strings.HasSuffix(address, "]") {
+		return strings.Trim(address, "[]"), 0, nil
+	}
+	port, err = strconv.Atoi(address[i+1:])
+	if err != nil || port < 1 || port > 65535 {
+		return "", 0, errs.New(errs.Config, "Write it as sftp://user@host:port/folder.", "repository URL has the port %q", address[i+1:])
+	}
+	return strings.Trim(address[:i], "[]"), port, nil
+}
+
+// sshIdentities are the keys that ssh(1) looks for by itself, of those that
+// are there.
+func sshIdentities(home string) []string {
+	var files []string
+	for _, name := range []string{"id_ed25519", "id_ecdsa", "id_rsa"} {
+		path := filepath.Join(home, ".ssh", name)
+		if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+			files = append(files, path)
+		}
+	}
+	return files
+}
+
+// requests says what went to each repository: "21 PUT, 3 GET".
+func (a *app) requests() string {
+	if len(a.stores) == 1 {
+		return a.stores[0].counter.Counts().String()
+	}
+	var parts []string
+	for _, s := range a.stores {
+		parts = append(parts, s.name+": "+s.counter.Counts().String())
+	}
+	return strings.Join(parts, "; ")
+}
+
+// localDirs are the directories of repositories in local folders.
+func localDirs(cfg *config.Config) []string {
+	var dirs []string
+	for _, r := range cfg.Repositories {
+		if scheme, _, path, err := storage.ParseURL(r.URL); err == nil && scheme == storage.SchemeFile {
+			dirs = append(dirs, path)
+		}
+	}
+	return dirs
+}
