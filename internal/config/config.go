@@ -32,7 +32,10 @@ const EnvConfig = "AGENT_CONFIG"
 type Config struct {
 	FilePath string // the configuration file that was read; "" if none
 
-	Repository    string // URL or absolute path; "" if not set
+	// Repositories are those of this run, in the order in which they are read
+	// from; empty if none is set. At least one of them is required.
+	Repositories  []Repository
+	Repository    string // URL or absolute path of the first of them; "" if none is set
 	DataDirectory string // PGDATA; "" if not set
 	Connection    string // libpq conninfo or URL, may hold a password; "" leaves it to the libpq variables
 	StateDir      string // absolute; "" if not set, see DefaultStateDir
@@ -51,12 +54,16 @@ type Config struct {
 	ReadRate        int64         // bytes per second read from the data directory; 0 is unlimited
 	Checkpoint      string        // CheckpointFast or CheckpointSpread
 	WALTimeout      time.Duration // how long a backup waits for its WAL
+	Timeout         time.Duration // how long one wal-push may take; 0: 60s and the size of the file at 1 MB/s
 	StandbyOnOutage string        // OutageWait, OutageNotFound or OutageStop
 	MaxIncrementals int           // 0 or more
+	FullEvery       time.Duration // longest time from a full backup to the end of its chain
 	Label           string        // one line; "" if not set
 	LogLevel        slog.Level
 	LogFormat       string // LogText or LogJSON
 
+	shared   Repository // what is set for all repositories
+	items    []item     // Repositories, if they are from a list
 	origins  map[string]origin
 	warnings []string
 }
@@ -112,7 +119,7 @@ func Load(in Input) (*Config, error) {
 	if in.ReadFile == nil {
 		in.ReadFile = func(string) ([]byte, error) { return nil, fs.ErrNotExist }
 	}
-	l := &loader{in: in, table: table()}
+	l := &loader{in: in, table: table(), won: layer{}}
 	c := &Config{origins: map[string]origin{}}
 	l.run(c)
 	if err := l.problems.err(); err != nil {
@@ -142,6 +149,7 @@ func (c Config) NeedRepository() error {
 type loader struct {
 	in       Input
 	table    []option
+	won      layer // of each key the value that counts, unless that is a default
 	problems problems
 	warnings []string
 }
@@ -163,8 +171,13 @@ func (l *loader) run(c *Config) {
 		return origin{}, false
 	}
 	walg := l.readWALG(own)
+	chosen := l.choose(walg, file, env, flags)
+	l.readStoreAliases(own, chosen, walg)
 
 	for _, o := range l.table {
+		if o.parse == nil {
+			continue
+		}
 		if o.fallback != nil {
 			l.set(c, o, value{items: []string{o.fallback(l.in)}})
 		}
@@ -174,6 +187,7 @@ func (l *loader) run(c *Config) {
 			}
 		}
 	}
+	l.takeRepositories(c, chosen)
 	l.finish(c)
 }
 
@@ -188,6 +202,9 @@ func (l *loader) set(c *Config, o option, v value) {
 		return
 	}
 	c.origins[o.Key] = v.origin
+	if v.origin.kind != fromDefault {
+		l.won[o.Key] = v
+	}
 }
 
 // finish fills in what depends on several settings, and warns.

@@ -56,6 +56,7 @@ func TestDefaults(t *testing.T) {
 	c := mustLoad(t, input("", []string{"AGENT_REPOSITORY=/backup"}, nil))
 	want := []Setting{
 		{"repository", "/backup", "env AGENT_REPOSITORY"},
+		{"repositories", "", "default"},
 		{"data_directory", "", "default"},
 		{"connection", "", "default"},
 		{"state_dir", "", "default"},
@@ -71,17 +72,38 @@ func TestDefaults(t *testing.T) {
 		{"read_rate", "0", "default"},
 		{"checkpoint", "fast", "default"},
 		{"wal_timeout", "10m", "default"},
+		{"timeout", "auto", "default"},
 		{"standby_on_outage", "wait", "default"},
 		{"max_incrementals", "30", "default"},
+		{"full_every", "7d", "default"},
 		{"label", "", "default"},
 		{"log_level", "info", "default"},
 		{"log_format", "text", "default"},
+		{"s3_endpoint", "", "default"},
+		{"s3_region", "", "default"},
+		{"s3_profile", "", "default"},
+		{"s3_path_style", "false", "default"},
+		{"storage_class", "", "default"},
+		{"sse", "none", "default"},
+		{"kms_key", "", "default"},
+		{"gcs_endpoint", "", "default"},
+		{"gcs_user_project", "", "default"},
+		{"azure_account", "", "default"},
+		{"azure_endpoint", "", "default"},
+		{"sftp_known_hosts", "", "default"},
+		{"sftp_identity_file", "", "default"},
+		{"ca_file", "", "default"},
+		{"insecure", "false", "default"},
+		{"immutable", "none", "default"},
 	}
 	if diff := cmp.Diff(want, c.Effective()); diff != "" {
 		t.Fatal(diff)
 	}
 	if c.FilePath != "" || len(c.Warnings()) != 0 {
 		t.Fatalf("file %q, warnings %q", c.FilePath, c.Warnings())
+	}
+	if c.Timeout != 0 || c.FullEvery != 7*24*time.Hour {
+		t.Fatalf("wrong typed defaults: %v", c)
 	}
 	if c.WALTimeout != 10*time.Minute || c.LogLevel != slog.LevelInfo || c.Checkpoint != CheckpointFast || c.StandbyOnOutage != OutageWait {
 		t.Fatalf("wrong typed defaults: %v", c)
@@ -96,34 +118,53 @@ func TestDefaults(t *testing.T) {
 // samples holds a valid value of each option, in the form in which it is shown.
 func samples() map[string][3]string {
 	return map[string][3]string{
-		"repository":        {"file:///a", "/b", "s3://bucket/c"},
-		"data_directory":    {"/a", "/b", "c"},
-		"connection":        {"host=a", "host=b password=********", "postgres://u@c/db"},
-		"state_dir":         {"/a", "/b", "/c"},
-		"compression":       {"lz4", "zstd:22", "none"},
-		"recipients":        {"age1a", "age1b,age1c", "/keys/pub"},
-		"recipients_wal":    {"age1a", "ssh-ed25519 AAAA me@host", "age1c"},
-		"recipients_meta":   {"age1a", "age1b", "age1c"},
-		"identity_file":     {"/a", "/b", "c"},
-		"identity_command":  {"a x", "b", "c"},
-		"concurrency":       {"1", "2", "64"},
-		"bandwidth":         {"50MB", "20MiB", "0"},
-		"read_rate":         {"10kB", "1GB", "12345"},
-		"checkpoint":        {"spread", "fast", "spread"},
-		"wal_timeout":       {"1m30s", "1h30m", "2d"},
-		"standby_on_outage": {"notfound", "stop", "wait"},
-		"max_incrementals":  {"0", "7", "1000"},
-		"label":             {"a", "b b", "c"},
-		"log_level":         {"debug", "warn", "error"},
-		"log_format":        {"json", "text", "json"},
+		"repository":         {"file:///a", "/b", "s3://bucket/c"},
+		"data_directory":     {"/a", "/b", "c"},
+		"connection":         {"host=a", "host=b password=********", "postgres://u@c/db"},
+		"state_dir":          {"/a", "/b", "/c"},
+		"compression":        {"lz4", "zstd:22", "none"},
+		"recipients":         {"age1a", "age1b,age1c", "/keys/pub"},
+		"recipients_wal":     {"age1a", "ssh-ed25519 AAAA me@host", "age1c"},
+		"recipients_meta":    {"age1a", "age1b", "age1c"},
+		"identity_file":      {"/a", "/b", "c"},
+		"identity_command":   {"a x", "b", "c"},
+		"concurrency":        {"1", "2", "64"},
+		"bandwidth":          {"50MB", "20MiB", "0"},
+		"read_rate":          {"10kB", "1GB", "12345"},
+		"checkpoint":         {"spread", "fast", "spread"},
+		"wal_timeout":        {"1m30s", "1h30m", "2d"},
+		"standby_on_outage":  {"notfound", "stop", "wait"},
+		"max_incrementals":   {"0", "7", "1000"},
+		"label":              {"a", "b b", "c"},
+		"log_level":          {"debug", "warn", "error"},
+		"log_format":         {"json", "text", "json"},
+		"timeout":            {"1m30s", "auto", "1h30m"},
+		"full_every":         {"1h", "1d12h", "3650d"},
+		"s3_endpoint":        {"https://minio:9000", "http://[::1]:9000/", "https://s3.example.com/x"},
+		"s3_region":          {"eu-central-1", "us-east-1", "auto"},
+		"s3_profile":         {"backup", "my profile", "c"},
+		"s3_path_style":      {"true", "false", "true"},
+		"storage_class":      {"STANDARD_IA", "NEARLINE", "Cool"},
+		"sse":                {"AES256", "none", "aws:kms"},
+		"kms_key":            {"arn:aws:kms:eu-west-1:1:key/a-b", "projects/p/locations/l/keyRings/r/cryptoKeys/k", "scope1"},
+		"gcs_endpoint":       {"https://a/storage/v1/", "http://b", "https://c"},
+		"gcs_user_project":   {"proj-1", "example.com:proj", "c"},
+		"azure_account":      {"abc", "devstoreaccount1", "acc3"},
+		"azure_endpoint":     {"https://a.blob.core.usgovcloudapi.net", "http://127.0.0.1:10000/devstoreaccount1", "https://c"},
+		"sftp_known_hosts":   {"/a", "/b", "c"},
+		"sftp_identity_file": {"/a", "/b", "c"},
+		"ca_file":            {"/a", "/b", "c"},
+		"insecure":           {"true", "false", "true"},
+		"immutable":          {"governance:30d", "none", "compliance:1d12h"},
 	}
 }
 
 // TestPrecedence sets every option in the file, the environment and a flag, in
-// all combinations, and sees that the highest wins and is named.
+// all combinations, and sees that the highest wins and is named. The list of
+// repositories has tests of its own.
 func TestPrecedence(t *testing.T) {
 	for _, o := range Options() {
-		if o.EnvOnly {
+		if o.EnvOnly || o.Key == keyRepositories {
 			continue
 		}
 		values, ok := samples()[o.Key]
@@ -305,7 +346,7 @@ func TestOptionsAreConsistent(t *testing.T) {
 	seen := map[string]string{}
 	for _, o := range Options() {
 		for _, name := range []string{o.Key, o.Env, "--" + o.Flag} {
-			if other, twice := seen[name]; twice {
+			if other, twice := seen[name]; twice && name != "--" {
 				t.Errorf("%s and %s share the name %q", other, o.Key, name)
 			}
 			seen[name] = o.Key
@@ -313,7 +354,7 @@ func TestOptionsAreConsistent(t *testing.T) {
 		if o.Type == "" || o.Allowed == "" || !strings.HasSuffix(o.Help, ".") {
 			t.Errorf("%s lacks a type, what is allowed, or a sentence of help", o.Key)
 		}
-		if (o.Flag == "") != o.EnvOnly {
+		if (o.Flag == "") != (o.EnvOnly || o.Key == keyRepositories) {
 			t.Errorf("%s: flag %q does not fit EnvOnly %v", o.Key, o.Flag, o.EnvOnly)
 		}
 		for _, v := range o.Values {

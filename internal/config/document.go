@@ -5,27 +5,63 @@ import (
 	"strings"
 )
 
-// OptionsTable is the table of all settings in Markdown, as it stands in
-// docs/configuration.md.
+// OptionsTable is the table of all settings but those of a repository, in
+// Markdown, as it stands in docs/configuration.md.
 func OptionsTable() string {
 	var b strings.Builder
 	b.WriteString("| Key | Environment | Flag | Default | What it does |\n|---|---|---|---|---|\n")
 	for _, o := range Options() {
-		flag, fallback := "none", "none"
+		if o.Schemes != nil {
+			continue
+		}
 		key := "`" + o.Key + "`"
-		if o.Flag != "" {
-			flag = "`--" + o.Flag + " " + o.Type + "`"
-		}
-		if o.Default != "" {
-			fallback = cell(o.Default)
-		}
 		if o.EnvOnly {
 			key += " (not in the file)"
 		}
 		fmt.Fprintf(&b, "| %s | `%s` | %s | %s | %s Allowed: %s. |\n",
-			key, o.Env, flag, fallback, cell(o.Help), cell(o.Allowed))
+			key, o.Env, flagCell(o), fallbackCell(o), cell(o.Help), cell(o.Allowed))
 	}
 	return b.String()
+}
+
+// RepositoryTable is the table of the settings that hold for every repository
+// or, in an item of repositories, for one.
+func RepositoryTable() string {
+	var b strings.Builder
+	b.WriteString("| Key | Environment | Flag | Default | For | What it does |\n|---|---|---|---|---|---|\n")
+	for _, o := range Options() {
+		if o.Schemes != nil {
+			fmt.Fprintf(&b, "| `%s` | `%s` | %s | %s | `%s` | %s Allowed: %s. |\n",
+				o.Key, o.Env, flagCell(o), fallbackCell(o), strings.Join(o.Schemes, "`, `"), cell(o.Help), cell(o.Allowed))
+		}
+	}
+	return b.String()
+}
+
+// ItemTable is the table of the keys that only an item of repositories has.
+func ItemTable() string {
+	var b strings.Builder
+	b.WriteString("| Key | Default | What it does |\n|---|---|---|\n")
+	for _, o := range itemTable() {
+		if o.Schemes == nil {
+			fmt.Fprintf(&b, "| `%s` | %s | %s Allowed: %s. |\n", o.Key, fallbackCell(o.Option), cell(o.Help), cell(o.Allowed))
+		}
+	}
+	return b.String()
+}
+
+func flagCell(o Option) string {
+	if o.Flag == "" {
+		return "none"
+	}
+	return "`--" + o.Flag + " " + o.Type + "`"
+}
+
+func fallbackCell(o Option) string {
+	if o.Default == "" {
+		return "none"
+	}
+	return cell(o.Default)
 }
 
 // WALGTable is the table of the variables of WAL-G that are understood, in

@@ -97,11 +97,12 @@ func TestBadValueIsAnErrorThoughItLoses(t *testing.T) {
 }
 
 func TestRepositoryRulesAreThoseOfStorage(t *testing.T) {
+	const urls = "allowed: a URL such as file:///backup/main or s3://bucket/prefix, or an absolute path; no password in it; or a name of the list repositories of a lower layer"
 	wantError(t, input("", []string{"AGENT_REPOSITORY=ftp://host/x"}, nil),
-		`repository: bad value "ftp://host/x" (env AGENT_REPOSITORY): repository URL has an unknown scheme ftp; allowed: a URL such as file:///backup/main, or an absolute path; no password in it`,
+		`repository: bad value "ftp://host/x" (env AGENT_REPOSITORY): repository URL has an unknown scheme ftp; `+urls,
 		"Use one of: …")
 	wantError(t, input("repository: backup/main", nil, nil),
-		`repository: bad value "backup/main" (file /c/agent.yaml line 1): repository URL is neither an absolute path nor a URL with a scheme; allowed: a URL such as file:///backup/main, or an absolute path; no password in it`,
+		`repository: bad value "backup/main" (file /c/agent.yaml line 1): repository URL is neither an absolute path nor a URL with a scheme; `+urls,
 		"Give an absolute path or a URL …")
 	wantError(t, input("", []string{"AGENT_REPOSITORY=sftp://u:geheim@host/x"}, nil),
 		`repository: bad value "sftp://u:********@host/x" (env AGENT_REPOSITORY): repository URL with the scheme sftp holds a password; …`,
@@ -111,7 +112,7 @@ func TestRepositoryRulesAreThoseOfStorage(t *testing.T) {
 func TestBadFiles(t *testing.T) {
 	const (
 		place   = "/c/agent.yaml"
-		allowed = "Allowed are: repository, data_directory, connection, state_dir, compression, recipients, recipients_wal, recipients_meta, identity_file, identity_command, concurrency, bandwidth, read_rate, checkpoint, wal_timeout, standby_on_outage, max_incrementals, label, log_level, log_format."
+		allowed = "Allowed are: repository, repositories, data_directory, connection, state_dir, compression, recipients, recipients_wal, recipients_meta, identity_file, identity_command, concurrency, bandwidth, read_rate, checkpoint, wal_timeout, timeout, standby_on_outage, max_incrementals, full_every, label, log_level, log_format, s3_endpoint, s3_region, s3_profile, s3_path_style, storage_class, sse, kms_key, gcs_endpoint, gcs_user_project, azure_account, azure_endpoint, sftp_known_hosts, sftp_identity_file, ca_file, insecure, immutable."
 	)
 	for _, test := range []struct{ file, text, hint string }{
 		{"label: a\nrepositroy: /b\n", `unknown key repositroy with value "/b" (file ` + place + ` line 2)`, "Did you mean repository? " + allowed},
@@ -120,7 +121,8 @@ func TestBadFiles(t *testing.T) {
 		{"AGENT_LOG_LEVEL: info", `unknown key AGENT_LOG_LEVEL with value "info" (file ` + place + ` line 1)`, "Did you mean log_level? " + allowed},
 		{"log-level: info", `unknown key log-level with value "info" (file ` + place + ` line 1)`, "Did you mean log_level? " + allowed},
 		{"WALG_S3_PREFIX: s3://b", `unknown key WALG_S3_PREFIX with value "s3://b" (file ` + place + ` line 1)`, "Did you mean repository? " + allowed},
-		{"timeout: 5m", `unknown key timeout with value "5m" (file ` + place + ` line 1)`, allowed},
+		{"region: eu", `unknown key region with value "eu" (file ` + place + ` line 1)`, "Did you mean s3_region? " + allowed},
+		{"endpoint: http://x", `unknown key endpoint with value "http://x" (file ` + place + ` line 1)`, allowed},
 		{"config: /x", `unknown key config with value "/x" (file ` + place + ` line 1)`, allowed},
 		{"s3: {path_style: true}", `unknown key s3 with value "(a mapping)" (file ` + place + ` line 1)`, allowed},
 		{"retries: [1]", `unknown key retries with value "(a list)" (file ` + place + ` line 1)`, allowed},
@@ -163,24 +165,23 @@ func TestHarmlessFiles(t *testing.T) {
 }
 
 func TestUnknownVariables(t *testing.T) {
-	const allowed = "Allowed are: AGENT_REPOSITORY, PGDATA, AGENT_CONNECTION, AGENT_STATE_DIR, AGENT_COMPRESSION, AGENT_RECIPIENTS, AGENT_RECIPIENTS_WAL, AGENT_RECIPIENTS_META, AGENT_IDENTITY_FILE, AGENT_IDENTITY_COMMAND, AGENT_IDENTITY, AGENT_CONCURRENCY, AGENT_BANDWIDTH, AGENT_READ_RATE, AGENT_CHECKPOINT, AGENT_WAL_TIMEOUT, AGENT_STANDBY_ON_OUTAGE, AGENT_MAX_INCREMENTALS, AGENT_LABEL, AGENT_LOG_LEVEL, AGENT_LOG_FORMAT, AGENT_CONFIG."
+	const allowed = "Allowed are: AGENT_REPOSITORY, AGENT_REPOSITORIES, PGDATA, AGENT_CONNECTION, AGENT_STATE_DIR, AGENT_COMPRESSION, AGENT_RECIPIENTS, AGENT_RECIPIENTS_WAL, AGENT_RECIPIENTS_META, AGENT_IDENTITY_FILE, AGENT_IDENTITY_COMMAND, AGENT_IDENTITY, AGENT_CONCURRENCY, AGENT_BANDWIDTH, AGENT_READ_RATE, AGENT_CHECKPOINT, AGENT_WAL_TIMEOUT, AGENT_TIMEOUT, AGENT_STANDBY_ON_OUTAGE, AGENT_MAX_INCREMENTALS, AGENT_FULL_EVERY, AGENT_LABEL, AGENT_LOG_LEVEL, AGENT_LOG_FORMAT, AGENT_S3_ENDPOINT, AGENT_S3_REGION, AGENT_S3_PROFILE, AGENT_S3_PATH_STYLE, AGENT_STORAGE_CLASS, AGENT_SSE, AGENT_KMS_KEY, AGENT_GCS_ENDPOINT, AGENT_GCS_USER_PROJECT, AGENT_AZURE_ACCOUNT, AGENT_AZURE_ENDPOINT, AGENT_SFTP_KNOWN_HOSTS, AGENT_SFTP_IDENTITY_FILE, AGENT_CA_FILE, AGENT_INSECURE, AGENT_IMMUTABLE, AGENT_CONFIG."
 	for _, test := range []struct{ variable, text, hint string }{
 		{"AGENT_REPOSITRY=/b", `unknown variable AGENT_REPOSITRY with value "/b"`, "Did you mean AGENT_REPOSITORY? " + allowed},
 		{"AGENT_PGDATA=/b", `unknown variable AGENT_PGDATA with value "/b"`, "Did you mean PGDATA? " + allowed},
 		{"AGENT_DATA_DIRECTORY=/b", `unknown variable AGENT_DATA_DIRECTORY with value "/b"`, "Did you mean PGDATA? " + allowed},
 		{"AGENT_CONFG=/b", `unknown variable AGENT_CONFG with value "/b"`, "Did you mean AGENT_CONFIG? " + allowed},
-		{"AGENT_TIMEOUT=5m", `unknown variable AGENT_TIMEOUT with value "5m"`, allowed},
-		{"AGENT_S3_PATH_STYLE=true", `unknown variable AGENT_S3_PATH_STYLE with value "true"`, allowed},
+		{"AGENT_PATH_STYLE=true", `unknown variable AGENT_PATH_STYLE with value "true"`, "Did you mean AGENT_S3_PATH_STYLE? " + allowed},
 		{"AGENT_UPLOAD_CONCURRENCY=4", `unknown variable AGENT_UPLOAD_CONCURRENCY with value "4"`, allowed},
 		{"AGENT_IDENTIY=hunter2", `unknown variable AGENT_IDENTIY with value "********"`, "Did you mean AGENT_IDENTITY? " + allowed},
 	} {
 		wantError(t, input("", []string{"HOME=/h", test.variable}, nil), test.text, test.hint)
 	}
-	mustLoad(t, input("", []string{"AGENT_TIMEOUT=", "AGENT_X= ", "AGENTX=1", "agent_x=1", "SSH_AGENT_PID=7"}, nil))
+	mustLoad(t, input("", []string{"AGENT_DEADLINE=", "AGENT_X= ", "AGENTX=1", "agent_x=1", "SSH_AGENT_PID=7"}, nil))
 }
 
 func TestUnknownFlags(t *testing.T) {
-	const allowed = "Allowed are: --repository, --pgdata, --connection, --state-dir, --compression, --recipients, --recipients-wal, --recipients-meta, --identity-file, --identity-command, --concurrency, --bandwidth, --read-rate, --checkpoint, --wal-timeout, --standby-on-outage, --max-incrementals, --label, --log-level, --log-format."
+	const allowed = "Allowed are: --repository, --pgdata, --connection, --state-dir, --compression, --recipients, --recipients-wal, --recipients-meta, --identity-file, --identity-command, --concurrency, --bandwidth, --read-rate, --checkpoint, --wal-timeout, --timeout, --standby-on-outage, --max-incrementals, --full-every, --label, --log-level, --log-format, --s3-endpoint, --s3-region, --s3-profile, --s3-path-style, --storage-class, --sse, --kms-key, --gcs-endpoint, --gcs-user-project, --azure-account, --azure-endpoint, --sftp-known-hosts, --sftp-identity-file, --ca-file, --insecure, --immutable."
 	wantError(t, input("", nil, map[string]string{"log_level": "info"}),
 		`unknown flag --log_level with value "info"`, "Did you mean --log-level? "+allowed)
 	wantError(t, input("", nil, map[string]string{"": "info"}), `unknown flag -- with value "info"`, allowed)

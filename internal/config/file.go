@@ -61,30 +61,19 @@ func (l *loader) readFile() (string, layer) {
 // Nodes are used rather than a struct, for the line numbers and to see
 // duplicates, and so that values stay as they were written.
 func (l *loader) parseFile(path string, data []byte) layer {
-	decoder := yaml.NewDecoder(bytes.NewReader(data))
-	var document, more yaml.Node
-	err := decoder.Decode(&document)
-	if errors.Is(err, io.EOF) {
-		return nil // empty, or comments alone
-	}
-	if err == nil {
-		err = decoder.Decode(&more)
-		if err == nil {
-			l.problems.add(errs.New(errs.Config, "Keep one document; remove the line \"---\" between them.",
-				"file %s line %d: a second YAML document begins", path, more.Line))
-			return nil
-		}
-	}
-	if !errors.Is(err, io.EOF) && err != nil {
+	root, second, err := oneDocument(data)
+	switch {
+	case err != nil:
 		l.problems.add(errs.New(errs.Config, "Write one \"key: value\" per line, without tabs at its beginning.",
 			"file %s is not valid YAML: %s", path, strings.TrimPrefix(err.Error(), "yaml: ")))
 		return nil
-	}
-	root := document.Content[0]
-	if root.Kind == yaml.ScalarNode && root.Tag == "!!null" {
+	case second > 0:
+		l.problems.add(errs.New(errs.Config, "Keep one document; remove the line \"---\" between them.",
+			"file %s line %d: a second YAML document begins", path, second))
 		return nil
-	}
-	if root.Kind != yaml.MappingNode {
+	case root == nil:
+		return nil
+	case root.Kind != yaml.MappingNode:
 		l.problems.add(errs.New(errs.Config, "Write one \"key: value\" per line.",
 			"file %s line %d: the file is not a list of keys and values", path, root.Line))
 		return nil
@@ -96,11 +85,43 @@ func (l *loader) parseFile(path string, data []byte) layer {
 	return settings
 }
 
+// oneDocument parses YAML. root is nil if there is nothing in it, or null;
+// second is the line at which another document begins, or 0.
+func oneDocument(data []byte) (root *yaml.Node, second int, err error) {
+	decoder := yaml.NewDecoder(bytes.NewReader(data))
+	var document, more yaml.Node
+	err = decoder.Decode(&document)
+	if errors.Is(err, io.EOF) {
+		return nil, 0, nil // empty, or comments alone
+	}
+	if err != nil {
+		return nil, 0, err
+	}
+	err = decoder.Decode(&more)
+	if err == nil {
+		return nil, max(1, more.Line), nil
+	}
+	if !errors.Is(err, io.EOF) {
+		return nil, 0, err
+	}
+	root = resolve(document.Content[0])
+	if root.Kind == yaml.ScalarNode && root.Tag == "!!null" {
+		return nil, 0, nil
+	}
+	return root, 0, nil
+}
+
+// resolve follows an alias to what it stands for.
+func resolve(node *yaml.Node) *yaml.Node {
+	if node.Kind == yaml.AliasNode {
+		return node.Alias
+	}
+	return node
+}
+
 func (l *loader) fileSetting(path string, key, node *yaml.Node, settings layer, lines map[string]int) {
 	from := origin{kind: fromFile, name: path, line: key.Line}
-	if node.Kind == yaml.AliasNode {
-		node = node.Alias
-	}
+	node = resolve(node)
 	o, known := find(l.table, func(o option) bool { return o.Key == key.Value })
 	if !known || key.Kind != yaml.ScalarNode {
 		asKey := func(o option) string {
@@ -137,18 +158,25 @@ func (l *loader) fileSetting(path string, key, node *yaml.Node, settings layer, 
 	settings[o.Key] = v
 }
 
-// nodeValue takes the text of a scalar, or of the items of a list.
+// nodeValue takes the text of a scalar, of the items of a list, or of a mapping
+// that can be written as a text. The list of repositories stays a node.
 func nodeValue(o option, node *yaml.Node) (value, error) {
 	switch {
+	case o.Key == keyRepositories && node.Kind != yaml.ScalarNode:
+		return value{items: []string{nodeText(node)}, node: node}, nil
+	case node.Kind == yaml.MappingNode && o.mapping != nil:
+		text, err := o.mapping(node)
+		if err != nil {
+			text = nodeText(node)
+		}
+		return value{items: []string{text}}, err
 	case node.Kind == yaml.ScalarNode:
 		text, err := scalar(node)
-		return value{items: []string{text}}, err
+		return value{items: []string{text}, node: node}, err
 	case node.Kind == yaml.SequenceNode && o.list:
 		v := value{list: true, items: []string{}}
 		for _, item := range node.Content {
-			if item.Kind == yaml.AliasNode {
-				item = item.Alias
-			}
+			item = resolve(item)
 			if item.Kind != yaml.ScalarNode {
 				return value{items: []string{nodeText(node)}}, errors.New("its items are not all plain values")
 			}

@@ -2,7 +2,12 @@ package config
 
 import (
 	"errors"
+	"slices"
 	"strings"
+
+	"go.yaml.in/yaml/v3"
+
+	"walagent/internal/storage"
 )
 
 // Option describes one setting for those who register flags, complete shell
@@ -19,6 +24,10 @@ type Option struct {
 	Secret  bool     // the whole value is never shown
 	EnvOnly bool     // refused in the file and as a flag
 	Aliases []string // variables of WAL-G with the same meaning
+	// Schemes are those of the repositories' URLs for which the setting has a
+	// meaning, if it is one of a repository: it may then also stand in an item
+	// of repositories, where it wins. nil for all other settings.
+	Schemes []string
 }
 
 // option is a row of the table: what others see of it, and how it is read.
@@ -26,10 +35,15 @@ type option struct {
 	Option
 	list      bool // a YAML list is allowed
 	multiline bool // line breaks are allowed
+	// mapping writes a YAML mapping as text; nil if none is allowed.
+	mapping func(*yaml.Node) (string, error)
+	// mask shows a bad value without what may be a secret in it; nil: maskAny.
+	mask func(string) string
 	// fallback gives the default as it would be written; nil if there is none.
 	fallback func(Input) string
-	// parse stores the value. Its error is a reason, without the value.
-	parse func(c *Config, v value, home string) error
+	// parse stores the value; nil for the rows that choose the repositories,
+	// which are read together (choose.go).
+	parse parser[Config]
 	// show writes the value as it would be set, without secrets.
 	show func(c Config) string
 }
@@ -53,6 +67,7 @@ var (
 	errEmpty    = errors.New("it is empty")
 	errControl  = errors.New("it holds a control character")
 	errIsSecret = errors.New("it is a private key, which belongs in AGENT_IDENTITY or in a file that identity_file names; recipients are the public keys (age1...)")
+	errIsSSHKey = errors.New("it is a private key: keep that in a file for the agent's user alone, and give its path")
 )
 
 // check refuses what no option may hold, before its own parser looks at it.
@@ -64,7 +79,11 @@ func (o option) check(v value) error {
 		if item == "" {
 			return errEmpty
 		}
-		if !o.Secret && holdsPrivateKey(item) {
+		switch {
+		case o.Secret || !holdsPrivateKey(item):
+		case slices.Equal(o.Schemes, []string{storage.SchemeSFTP}):
+			return errIsSSHKey
+		default:
 			return errIsSecret
 		}
 		bad := func(r rune) bool { return r < ' ' || r == 0x7f }

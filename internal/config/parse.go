@@ -21,7 +21,18 @@ const (
 	maxLabel        = 1024 // bytes: PostgreSQL's MAXPGPATH, xlog.c do_pg_backup_start
 )
 
-type parser = func(*Config, value, string) error
+// Bounds of durations. Those without a use for an upper one have longest.
+const (
+	longest      = time.Duration(1<<63 - 1)
+	minFullEvery = time.Hour
+	maxFullEvery = 3650 * day
+	minLock      = day
+	maxLock      = 36500 * day // S3 takes at most 100 years (PutObjectLockConfiguration)
+)
+
+// parser stores a value in a field of T, which is Config or Repository. home
+// replaces a leading "~/". Its error is a reason, without the value.
+type parser[T any] = func(t *T, v value, home string) error
 
 var (
 	errNotAllowed  = errors.New("it is not one of the allowed values")
@@ -31,15 +42,15 @@ var (
 
 func fixed(s string) func(Input) string { return func(Input) string { return s } }
 
-func storeText(field func(*Config) *string) parser {
-	return func(c *Config, v value, _ string) error {
+func storeText[T any](field func(*T) *string) parser[T] {
+	return func(c *T, v value, _ string) error {
 		*field(c) = v.text()
 		return nil
 	}
 }
 
-func storeChoice(field func(*Config) *string, allowed ...string) parser {
-	return func(c *Config, v value, _ string) error {
+func storeChoice[T any](field func(*T) *string, allowed ...string) parser[T] {
+	return func(c *T, v value, _ string) error {
 		if !slices.Contains(allowed, v.text()) {
 			return errNotAllowed
 		}
@@ -48,7 +59,7 @@ func storeChoice(field func(*Config) *string, allowed ...string) parser {
 	}
 }
 
-func storeInt(field func(*Config) *int, least, most int) parser {
+func storeInt(field func(*Config) *int, least, most int) parser[Config] {
 	return func(c *Config, v value, _ string) error {
 		n, err := wholeNumber(v.text())
 		if err != nil {
@@ -75,7 +86,7 @@ func wholeNumber(s string) (int, error) {
 	return n, err
 }
 
-func storeRate(field func(*Config) *int64) parser {
+func storeRate(field func(*Config) *int64) parser[Config] {
 	return func(c *Config, v value, _ string) error {
 		n, err := ParseSize(v.text())
 		if err != nil {
@@ -89,7 +100,7 @@ func storeRate(field func(*Config) *int64) parser {
 	}
 }
 
-func storeDuration(field func(*Config) *time.Duration, least time.Duration) parser {
+func storeDuration(field func(*Config) *time.Duration, least, most time.Duration) parser[Config] {
 	return func(c *Config, v value, _ string) error {
 		d, err := ParseDuration(v.text())
 		if err != nil {
@@ -98,12 +109,15 @@ func storeDuration(field func(*Config) *time.Duration, least time.Duration) pars
 		if d < least {
 			return errors.New("that is too short")
 		}
+		if d > most {
+			return errors.New("that is too long")
+		}
 		*field(c) = d
 		return nil
 	}
 }
 
-func storeLevel(field func(*Config) *slog.Level) parser {
+func storeLevel(field func(*Config) *slog.Level) parser[Config] {
 	return func(c *Config, v value, _ string) error {
 		for _, level := range []slog.Level{slog.LevelDebug, slog.LevelInfo, slog.LevelWarn, slog.LevelError} {
 			if v.text() == strings.ToLower(level.String()) {
@@ -115,7 +129,7 @@ func storeLevel(field func(*Config) *slog.Level) parser {
 	}
 }
 
-func storeLabel(field func(*Config) *string) parser {
+func storeLabel(field func(*Config) *string) parser[Config] {
 	return func(c *Config, v value, _ string) error {
 		if len(v.text()) > maxLabel {
 			return fmt.Errorf("it has %d bytes", len(v.text()))
@@ -126,7 +140,7 @@ func storeLabel(field func(*Config) *string) parser {
 }
 
 // storePath takes a directory that the user names, as it is.
-func storePath(field func(*Config) *string, what string) parser {
+func storePath(field func(*Config) *string, what string) parser[Config] {
 	return func(c *Config, v value, home string) error {
 		path, err := expandHome(v.text(), home)
 		if err != nil {
@@ -143,8 +157,8 @@ func storePath(field func(*Config) *string, what string) parser {
 // storeFile takes the path of a file. Only a flag, which somebody typed with
 // a working directory in mind, may be relative: PostgreSQL runs
 // archive_command in the data directory, a service manager in /.
-func storeFile(field func(*Config) *string) parser {
-	return func(c *Config, v value, home string) error {
+func storeFile[T any](field func(*T) *string) parser[T] {
+	return func(c *T, v value, home string) error {
 		path, err := expandHome(v.text(), home)
 		if err != nil {
 			return err
@@ -157,7 +171,7 @@ func storeFile(field func(*Config) *string) parser {
 	}
 }
 
-func storeRecipients(field func(*Config) *[]string) parser {
+func storeRecipients(field func(*Config) *[]string) parser[Config] {
 	return func(c *Config, v value, home string) error {
 		items := v.items
 		if !v.list {

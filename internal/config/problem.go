@@ -49,17 +49,15 @@ func (o option) shown(v value) string {
 	switch {
 	case o.Secret || holdsPrivateKey(text):
 		return hide(text)
-	case o.Key == "connection":
-		return shorten(MaskConnection(text))
-	case o.Key == "repository":
-		return shorten(maskRepository(text))
+	case o.mask != nil:
+		return shorten(o.mask(text))
 	default:
 		return shorten(maskAny(text))
 	}
 }
 
 // unknown is the error for a name that is not a setting; what says what kind
-// of name it is, known lists the names of that kind.
+// of name it is (and where it stands), known lists the names of that kind.
 func unknown(what, name, text string, from origin, meant string, known []string) *errs.Error {
 	hint := fmt.Sprintf("Allowed are: %s.", strings.Join(known, ", "))
 	if meant != "" {
@@ -105,6 +103,11 @@ func meant(rows []option, name string, as func(option) string) string {
 	}
 	if o, ok := owner[closest(n, names)]; ok {
 		return as(o)
+	}
+	// "region" is s3_region, but "endpoint" could be one of several.
+	ends := func(o option) bool { return as(o) != "" && n != "" && strings.HasSuffix(o.Key, "_"+n) }
+	if i := slices.IndexFunc(rows, ends); i >= 0 && !slices.ContainsFunc(rows[i+1:], ends) {
+		return as(rows[i])
 	}
 	return ""
 }

@@ -16,11 +16,31 @@ type Setting struct {
 
 // Effective returns every setting with its value and where that is from, in
 // the order of Options. A state_dir that the caller resolved shows as default.
+// Of repositories from a list, instead of the key repositories, name, URL and
+// all that counts for each follow, with keys such as repositories[0].url.
 func (c Config) Effective() []Setting {
 	rows := table()
-	settings := make([]Setting, len(rows))
-	for i, o := range rows {
-		settings[i] = Setting{Key: o.Key, Value: o.show(c), Source: c.origins[o.Key].String()}
+	settings := make([]Setting, 0, len(rows))
+	for _, o := range rows {
+		if o.Key == keyRepositories && len(c.items) > 0 {
+			settings = append(settings, c.effectiveItems()...)
+			continue
+		}
+		settings = append(settings, Setting{Key: o.Key, Value: o.show(c), Source: c.origins[o.Key].String()})
+	}
+	return settings
+}
+
+// effectiveItems lists the repositories of a list.
+func (c Config) effectiveItems() []Setting {
+	var settings []Setting
+	for _, r := range c.items {
+		for _, row := range itemTable() {
+			from, set := r.origins[row.Key]
+			if set || row.Schemes == nil {
+				settings = append(settings, Setting{Key: r.at(row.Key), Value: row.show(r.Repository), Source: from.String()})
+			}
+		}
 	}
 	return settings
 }

@@ -9,6 +9,9 @@ import (
 
 const sizeSyntax = "a whole number of bytes, or with a unit kB, MB, GB, TB (powers of 1000), KiB, MiB, GiB, TiB (powers of 1024)"
 
+// auto is the value that leaves a decision to the agent.
+const auto = "auto"
+
 // lowestRate keeps a forgotten unit ("50" for 50MB) from stopping all work.
 const lowestRate = 10_000
 
@@ -17,18 +20,25 @@ const lowestRate = 10_000
 func table() []option {
 	recipients := "age recipients (age1..., age1pq1..., ssh-ed25519 ..., ssh-rsa ...) separated by commas, or an absolute path of a file with one per line; in YAML also a list"
 	rate := "0 (unlimited), or at least 10kB: " + sizeSyntax
-	return []option{
+	rows := []option{
 		{
 			Option: Option{
-				Key: "repository", Env: "AGENT_REPOSITORY", Flag: "repository", Type: "URL",
-				Allowed: "a URL such as file:///backup/main, or an absolute path; no password in it",
-				Help:    "The repository to which WAL and backups go and from which they are restored.",
+				Key: keyRepository, Env: "AGENT_REPOSITORY", Flag: "repository", Type: "URL",
+				Allowed: urlSyntax + "; or a name of the list repositories of a lower layer",
+				Help:    "The repository to which WAL and backups go and from which they are restored. It replaces a list of a lower layer; the name or URL of an item there takes that item alone.",
 			},
-			parse: func(c *Config, v value, home string) (err error) {
-				c.Repository, err = repositoryURL(v.text(), home)
-				return err
-			},
+			mask: maskRepository,
 			show: func(c Config) string { return maskRepository(c.Repository) },
+		},
+		{
+			Option: Option{
+				Key: keyRepositories, Env: "AGENT_REPOSITORIES", Type: "LIST",
+				Allowed: "a YAML list of mappings with the keys of an item; in the environment the same as YAML or JSON on one line",
+				Help:    "Several repositories at once, instead of repository.",
+			},
+			multiline: true,
+			mask:      hide,
+			show:      func(Config) string { return "" },
 		},
 		{
 			Option: Option{
@@ -46,6 +56,7 @@ func table() []option {
 				Help:    "How to connect to the server; what it does not say comes from PGHOST and the other libpq variables, service files and .pgpass.",
 			},
 			multiline: true,
+			mask:      MaskConnection,
 			parse:     storeText(func(c *Config) *string { return &c.Connection }),
 			show:      func(c Config) string { return MaskConnection(c.Connection) },
 		},
@@ -184,8 +195,29 @@ func table() []option {
 				Help:    "How long backup-push waits until the WAL that the backup needs is in the repository.",
 			},
 			fallback: fixed("10m"),
-			parse:    storeDuration(func(c *Config) *time.Duration { return &c.WALTimeout }, time.Second),
+			parse:    storeDuration(func(c *Config) *time.Duration { return &c.WALTimeout }, time.Second, longest),
 			show:     func(c Config) string { return FormatDuration(c.WALTimeout) },
+		},
+		{
+			Option: Option{
+				Key: "timeout", Env: "AGENT_TIMEOUT", Flag: "timeout", Type: "DURATION", Default: auto,
+				Allowed: "auto (60s and the size of the file at 1 MB/s), or a duration of at least 1s, such as 90s, 10m, 1h30m, 2d",
+				Help:    "How long one wal-push may take in all, before it fails and PostgreSQL calls it again.",
+			},
+			fallback: fixed(auto),
+			parse: func(c *Config, v value, home string) error {
+				if v.text() == auto {
+					c.Timeout = 0
+					return nil
+				}
+				return storeDuration(func(c *Config) *time.Duration { return &c.Timeout }, time.Second, longest)(c, v, home)
+			},
+			show: func(c Config) string {
+				if c.Timeout == 0 {
+					return auto
+				}
+				return FormatDuration(c.Timeout)
+			},
 		},
 		{
 			Option: Option{
@@ -206,6 +238,16 @@ func table() []option {
 			fallback: fixed("30"),
 			parse:    storeInt(func(c *Config) *int { return &c.MaxIncrementals }, 0, maxIncrementals),
 			show:     func(c Config) string { return strconv.Itoa(c.MaxIncrementals) },
+		},
+		{
+			Option: Option{
+				Key: "full_every", Env: "AGENT_FULL_EVERY", Flag: "full-every", Type: "DURATION", Default: "7d",
+				Allowed: "a duration of 1h to 3650d, such as 36h, 7d",
+				Help:    "The longest time from a full backup to the last incremental one that borrows from it. It decides by how much locks (immutable) are longer than what they promise.",
+			},
+			fallback: fixed("7d"),
+			parse:    storeDuration(func(c *Config) *time.Duration { return &c.FullEvery }, minFullEvery, maxFullEvery),
+			show:     func(c Config) string { return FormatDuration(c.FullEvery) },
 		},
 		{
 			Option: Option{
@@ -237,4 +279,8 @@ func table() []option {
 			show:     func(c Config) string { return c.LogFormat },
 		},
 	}
+	for _, o := range repositoryTable() {
+		rows = append(rows, o.top())
+	}
+	return rows
 }

@@ -3,6 +3,8 @@ package config
 import (
 	"fmt"
 	"strings"
+
+	"go.yaml.in/yaml/v3"
 )
 
 // value is a setting as it was written, before parsing.
@@ -10,6 +12,8 @@ type value struct {
 	items  []string // one item, unless it is a YAML list
 	list   bool
 	origin origin
+	node   *yaml.Node // what it was in the file, if that was no list of values
+	only   string     // if not "", it counts for repositories of this scheme alone
 }
 
 func (v value) text() string {

@@ -19,15 +19,25 @@ type alias struct {
 	key     string
 	form    string // what its value may be, for errors and the documentation
 	becomes string // for the documentation
-	// convert gives the value in our syntax, and a note if it had to be cut.
-	convert func(text string) (converted, note string, err error)
+	// only is the scheme of the repositories for which it counts; "": it does
+	// not depend on them.
+	only string
+	// yields lists variables that the SDK of the store reads by itself, and
+	// that say the same.
+	yields []string
+	// convert gives the value in our syntax, and a note if it had to be
+	// changed. variable looks another variable up.
+	convert func(text string, variable lookup) (converted, note string, err error)
 }
+
+// lookup is loader.variable.
+type lookup func(name string) (string, bool)
 
 func aliases() []alias {
 	prefix := func(env, scheme, ours, form string) alias {
 		return alias{
-			env: env, key: "repository", form: form, becomes: "`" + ours + "://` and the rest",
-			convert: func(text string) (string, string, error) {
+			env: env, key: keyRepository, form: form, becomes: "`" + ours + "://` and the rest",
+			convert: func(text string, _ lookup) (string, string, error) {
 				rest, ok := strings.CutPrefix(text, scheme+"://")
 				if !ok || rest == "" {
 					return "", "", errors.New("it does not begin with " + scheme + "://")
@@ -40,21 +50,25 @@ func aliases() []alias {
 		return alias{
 			env: env, key: key, becomes: becomes,
 			form:    fmt.Sprintf("a whole number of at least %d", least),
-			convert: func(text string) (string, string, error) { return cutNumber(text, least, most) },
+			convert: func(text string, _ lookup) (string, string, error) { return cutNumber(text, least, most) },
 		}
 	}
-	return []alias{
+	return append([]alias{
 		{
-			env: "WALG_FILE_PREFIX", key: "repository", form: "an absolute path",
+			env: "WALG_FILE_PREFIX", key: keyRepository, form: "an absolute path",
 			becomes: "`file://` and the path", convert: fileURL,
 		},
 		prefix("WALG_S3_PREFIX", "s3", storage.SchemeS3, "s3://bucket/path"),
 		prefix("WALG_GS_PREFIX", "gs", storage.SchemeGCS, "gs://bucket/path"),
 		prefix("WALG_AZ_PREFIX", "azure", storage.SchemeAzure, "azure://container/path"),
 		{
+			env: "WALG_SSH_PREFIX", key: keyRepository, form: "ssh://host/path",
+			becomes: "`sftp://`, the user of `SSH_USERNAME`, the host, the port of `SSH_PORT`, and the path", convert: sftpURL,
+		},
+		{
 			env: "WALG_COMPRESSION_METHOD", key: "compression", form: "lz4, zstd, none",
 			becomes: "the same; `lzma` and `brotli` are errors",
-			convert: func(text string) (string, string, error) {
+			convert: func(text string, _ lookup) (string, string, error) {
 				if !slices.Contains([]string{"lz4", "zstd", "none"}, text) {
 					return "", "", errNotAllowed
 				}
@@ -64,11 +78,11 @@ func aliases() []alias {
 		number("WALG_UPLOAD_CONCURRENCY", "concurrency", "the larger of the two, at most 64", 1, maxConcurrency),
 		number("WALG_DOWNLOAD_CONCURRENCY", "concurrency", "the larger of the two, at most 64", 1, maxConcurrency),
 		number("WALG_DELTA_MAX_STEPS", "max_incrementals", "the same, at most 1000", 0, maxIncrementals),
-	}
+	}, storeAliases()...)
 }
 
 // fileURL makes a URL of a path; WAL-G also takes file://localhost/path.
-func fileURL(text string) (string, string, error) {
+func fileURL(text string, _ lookup) (string, string, error) {
 	path := text
 	if rest, ok := strings.CutPrefix(text, "file://"); ok {
 		path = strings.TrimPrefix(rest, "localhost")
@@ -104,7 +118,6 @@ func replacements() map[string]string {
 		"WALG_NETWORK_RATE_LIMIT":      "use AGENT_BANDWIDTH",
 		"WALG_PG_WAL_SIZE":             "the segment size is read from the WAL itself",
 		"WALG_PREVENT_WAL_OVERWRITE":   "an archived WAL file is never overwritten",
-		"WALG_SSH_PREFIX":              "set AGENT_REPOSITORY",
 		"WALG_UPLOAD_DISK_CONCURRENCY": "use AGENT_CONCURRENCY",
 		"WALG_ZSTD_LEVEL":              "use AGENT_COMPRESSION=zstd:LEVEL",
 	}
@@ -116,29 +129,49 @@ func replacements() map[string]string {
 func (l *loader) readWALG(own func(key string) (origin, bool)) layer {
 	settings := layer{}
 	for _, a := range aliases() {
-		if _, set := l.variable(a.env); !set {
-			continue
+		if a.only == "" && !l.outdone(a, own) {
+			l.readAlias(a, settings)
 		}
-		if from, set := own(a.key); set {
-			l.warn("%s is ignored, because %s is set (%s)", a.env, a.key, from)
-			continue
-		}
-		l.readAlias(a, settings)
 	}
 	l.readOtherWALG(own)
 	return settings
+}
+
+// outdone says whether a variable of WAL-G is not set, or loses against what
+// is named in a warning.
+func (l *loader) outdone(a alias, own func(key string) (origin, bool)) bool {
+	if _, set := l.variable(a.env); !set {
+		return true
+	}
+	keys := []string{a.key}
+	if a.key == keyRepository {
+		keys = append(keys, keyRepositories)
+	}
+	for _, key := range keys {
+		if from, set := own(key); set {
+			l.warn("%s is ignored, because %s is set (%s)", a.env, key, from)
+			return true
+		}
+	}
+	for _, name := range a.yields {
+		if _, set := l.variable(name); set {
+			l.warn("%s is ignored, because %s is set", a.env, name)
+			return true
+		}
+	}
+	return false
 }
 
 func (l *loader) readAlias(a alias, settings layer) {
 	text, _ := l.variable(a.env)
 	from := origin{kind: fromEnv, name: a.env}
 	before, twice := settings[a.key]
-	if twice && a.key == "repository" {
+	if twice && a.key == keyRepository {
 		l.problems.add(errs.New(errs.Config, "Keep one of them, or set AGENT_REPOSITORY, which wins over both.",
 			"%s and %s both name a repository", before.origin.name, a.env))
 		return
 	}
-	converted, note, err := a.convert(text)
+	converted, note, err := a.convert(text, l.variable)
 	if err != nil {
 		o, _ := find(l.table, func(o option) bool { return o.Key == a.key })
 		o.Allowed = a.form
@@ -151,7 +184,7 @@ func (l *loader) readAlias(a alias, settings layer) {
 	if twice && !larger(converted, before.text()) {
 		return
 	}
-	settings[a.key] = value{items: []string{converted}, origin: from}
+	settings[a.key] = value{items: []string{converted}, origin: from, only: a.only}
 }
 
 // larger compares two numbers that cutNumber has accepted.
