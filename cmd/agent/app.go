@@ -63,6 +63,9 @@ func (a *app) root() *cobra.Command {
 	for _, o := range config.Options() {
 		if o.Flag != "" {
 			flags.String(o.Flag, "", o.Help)
+			if o.Type == "BOOL" {
+				flags.Lookup(o.Flag).NoOptDefVal = "true"
+			}
 		}
 	}
 	root.AddGroup(

@@ -145,7 +145,7 @@ func (a *app) openSFTP(ctx context.Context, cfg *config.Config, r config.Reposit
 	}
 	o := sftp.Options{
 		User: user, Folder: path, URL: r.URL, KnownHostsFile: r.SFTPKnownHosts,
-		AgentSocket: os.Getenv("SSH_AUTH_SOCK"),
+		AgentSocket: os.Getenv("SSH_AUTH_SOCK"), Password: cfg.SFTPPassword,
 		Create: how.create, Connections: cfg.Concurrency, Log: a.log,
 	}
 	var err error
@@ -158,6 +158,9 @@ func (a *app) openSFTP(ctx context.Context, cfg *config.Config, r config.Reposit
 	}
 	if o.IdentityFiles = sshIdentities(home); r.SFTPIdentityFile != "" {
 		o.IdentityFiles = []string{r.SFTPIdentityFile}
+	}
+	if cfg.SFTPPassphrase != "" {
+		o.Passphrase = func(string) (string, error) { return cfg.SFTPPassphrase, nil }
 	}
 	return sftp.Open(ctx, o)
 }

@@ -228,6 +228,9 @@ func (a *app) restoreCommand(cfg *config.Config) (string, error) {
 	flagOf := make(map[string]string)
 	for _, o := range config.Options() {
 		flagOf[o.Key] = o.Flag
+		if o.Schemes != nil {
+			carried[o.Key] = true // how the repository is reached
+		}
 	}
 	for _, s := range cfg.Effective() {
 		fromFile := strings.HasPrefix(s.Source, "file ") || s.Source == "default"
@@ -240,8 +243,9 @@ func (a *app) restoreCommand(cfg *config.Config) (string, error) {
 				return "", fmt.Errorf("resolve identity file: %w", err)
 			}
 		}
-		words = append(words, "--"+flagOf[s.Key], shellQuote(value))
+		words = append(words, "--"+flagOf[s.Key]+"="+shellQuote(value))
 	}
+	words = append(words, a.fromEnvironment(cfg)...)
 	if cfg.Identity != "" || cfg.IdentityCommand != "" && cfg.FilePath == "" {
 		a.log.Warn("the restored server needs AGENT_IDENTITY or AGENT_IDENTITY_COMMAND in its environment, as it was given here")
 	}

@@ -48,6 +48,8 @@ type Config struct {
 	IdentityFile    string // path; "" if not set
 	IdentityCommand string // for sh -c; "" if not set
 	Identity        string // secret: age identities, one per line; "" if not set
+	SFTPPassword    string // secret; "" if not set
+	SFTPPassphrase  string // secret: of an SSH key; "" if not set
 
 	Concurrency     int           // 1 to 64
 	Bandwidth       int64         // bytes per second to and from the store; 0 is unlimited

@@ -67,6 +67,8 @@ func TestDefaults(t *testing.T) {
 		{"identity_file", "", "default"},
 		{"identity_command", "", "default"},
 		{"identity", "", "default"},
+		{"sftp_password", "", "default"},
+		{"sftp_passphrase", "", "default"},
 		{"concurrency", "4", "default"},
 		{"bandwidth", "0", "default"},
 		{"read_rate", "0", "default"},

@@ -88,7 +88,7 @@ func (l *loader) readFlags() layer {
 		if !known {
 			if o, ok := find(l.table, func(o option) bool { return o.EnvOnly && o.Key == normal(name) }); ok {
 				l.problems.add(errs.New(errs.Config,
-					"Set "+o.Env+" in the environment, or use --identity-file or --identity-command.",
+					secretHint(o),
 					"%s may not be a flag, since every user of the host can read the arguments of a process", o.Key))
 				continue
 			}

@@ -140,7 +140,7 @@ func TestBadFiles(t *testing.T) {
 		{"label: {a: b}\n", `label: bad value "(a mapping)" (file ` + place + ` line 1): it is not a plain value; …`, "The setting label: …"},
 		{"label: !secret a\n", `label: bad value "" (file ` + place + ` line 1): it has a YAML tag; …`, "The setting label: …"},
 		{"label: \"a\\nb\"\n", `label: bad value "a\nb" (file ` + place + ` line 1): it holds a control character; …`, "The setting label: …"},
-		{"identity: AGE-SECRET-KEY-1Q\n", "identity may not be in a file (file " + place + " line 1)", "Set AGENT_IDENTITY in the environment, or use identity_file or identity_command."},
+		{"identity: AGE-SECRET-KEY-1Q\n", "identity may not be in a file (file " + place + " line 1)", "Set AGENT_IDENTITY in the environment, or use identity_file (--identity-file) or identity_command (--identity-command)."},
 		{"label: a\n---\nlabel: b\n", "file " + place + " line 2: a second YAML document begins", `Keep one document; remove the line "---" between them.`},
 		{"just words", "file " + place + " line 1: the file is not a list of keys and values", `Write one "key: value" per line.`},
 		{"- a\n- b\n", "file " + place + " line 1: the file is not a list of keys and values", `Write one "key: value" per line.`},
@@ -165,7 +165,7 @@ func TestHarmlessFiles(t *testing.T) {
 }
 
 func TestUnknownVariables(t *testing.T) {
-	const allowed = "Allowed are: AGENT_REPOSITORY, AGENT_REPOSITORIES, PGDATA, AGENT_CONNECTION, AGENT_STATE_DIR, AGENT_COMPRESSION, AGENT_RECIPIENTS, AGENT_RECIPIENTS_WAL, AGENT_RECIPIENTS_META, AGENT_IDENTITY_FILE, AGENT_IDENTITY_COMMAND, AGENT_IDENTITY, AGENT_CONCURRENCY, AGENT_BANDWIDTH, AGENT_READ_RATE, AGENT_CHECKPOINT, AGENT_WAL_TIMEOUT, AGENT_TIMEOUT, AGENT_STANDBY_ON_OUTAGE, AGENT_MAX_INCREMENTALS, AGENT_FULL_EVERY, AGENT_LABEL, AGENT_LOG_LEVEL, AGENT_LOG_FORMAT, AGENT_S3_ENDPOINT, AGENT_S3_REGION, AGENT_S3_PROFILE, AGENT_S3_PATH_STYLE, AGENT_STORAGE_CLASS, AGENT_SSE, AGENT_KMS_KEY, AGENT_GCS_ENDPOINT, AGENT_GCS_USER_PROJECT, AGENT_AZURE_ACCOUNT, AGENT_AZURE_ENDPOINT, AGENT_SFTP_KNOWN_HOSTS, AGENT_SFTP_IDENTITY_FILE, AGENT_CA_FILE, AGENT_INSECURE, AGENT_IMMUTABLE, AGENT_CONFIG."
+	const allowed = "Allowed are: AGENT_REPOSITORY, AGENT_REPOSITORIES, PGDATA, AGENT_CONNECTION, AGENT_STATE_DIR, AGENT_COMPRESSION, AGENT_RECIPIENTS, AGENT_RECIPIENTS_WAL, AGENT_RECIPIENTS_META, AGENT_IDENTITY_FILE, AGENT_IDENTITY_COMMAND, AGENT_IDENTITY, AGENT_SFTP_PASSWORD, AGENT_SFTP_PASSPHRASE, AGENT_CONCURRENCY, AGENT_BANDWIDTH, AGENT_READ_RATE, AGENT_CHECKPOINT, AGENT_WAL_TIMEOUT, AGENT_TIMEOUT, AGENT_STANDBY_ON_OUTAGE, AGENT_MAX_INCREMENTALS, AGENT_FULL_EVERY, AGENT_LABEL, AGENT_LOG_LEVEL, AGENT_LOG_FORMAT, AGENT_S3_ENDPOINT, AGENT_S3_REGION, AGENT_S3_PROFILE, AGENT_S3_PATH_STYLE, AGENT_STORAGE_CLASS, AGENT_SSE, AGENT_KMS_KEY, AGENT_GCS_ENDPOINT, AGENT_GCS_USER_PROJECT, AGENT_AZURE_ACCOUNT, AGENT_AZURE_ENDPOINT, AGENT_SFTP_KNOWN_HOSTS, AGENT_SFTP_IDENTITY_FILE, AGENT_CA_FILE, AGENT_INSECURE, AGENT_IMMUTABLE, AGENT_CONFIG."
 	for _, test := range []struct{ variable, text, hint string }{
 		{"AGENT_REPOSITRY=/b", `unknown variable AGENT_REPOSITRY with value "/b"`, "Did you mean AGENT_REPOSITORY? " + allowed},
 		{"AGENT_PGDATA=/b", `unknown variable AGENT_PGDATA with value "/b"`, "Did you mean PGDATA? " + allowed},
@@ -187,7 +187,7 @@ func TestUnknownFlags(t *testing.T) {
 	wantError(t, input("", nil, map[string]string{"": "info"}), `unknown flag -- with value "info"`, allowed)
 	wantError(t, input("", nil, map[string]string{"identity": "AGE-SECRET-KEY-1Q"}),
 		"identity may not be a flag, since every user of the host can read the arguments of a process",
-		"Set AGENT_IDENTITY in the environment, or use --identity-file or --identity-command.")
+		"Set AGENT_IDENTITY in the environment, or use identity_file (--identity-file) or identity_command (--identity-command).")
 	wantError(t, input("", nil, map[string]string{"recipients": ""}), `recipients: bad value "" (flag --recipients): it is empty; …`, "The setting recipients: …")
 }
 

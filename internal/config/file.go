@@ -145,7 +145,7 @@ func (l *loader) fileSetting(path string, key, node *yaml.Node, settings layer, 
 	lines[o.Key] = key.Line
 	if o.EnvOnly {
 		l.problems.add(errs.New(errs.Config,
-			"Set "+o.Env+" in the environment, or use identity_file or identity_command.",
+			secretHint(o),
 			"%s may not be in a file (%s)", o.Key, from))
 		return
 	}

@@ -122,3 +122,12 @@ func names(rows []option, as func(option) string) []string {
 	}
 	return list
 }
+
+// secretHint says where a secret belongs, instead of a flag or a file.
+func secretHint(o option) string {
+	hint := "Set " + o.Env + " in the environment"
+	if o.Key == "identity" {
+		hint += ", or use identity_file (--identity-file) or identity_command (--identity-command)"
+	}
+	return hint + "."
+}

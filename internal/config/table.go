@@ -149,6 +149,28 @@ func table() []option {
 		},
 		{
 			Option: Option{
+				Key: "sftp_password", Env: "AGENT_SFTP_PASSWORD", Type: "TEXT",
+				Allowed: "a password; only in the environment",
+				Help:    "The password for SFTP repositories, where no key is accepted.",
+				Secret:  true, EnvOnly: true,
+			},
+			multiline: true,
+			parse:     storeText(func(c *Config) *string { return &c.SFTPPassword }),
+			show:      func(c Config) string { return hide(c.SFTPPassword) },
+		},
+		{
+			Option: Option{
+				Key: "sftp_passphrase", Env: "AGENT_SFTP_PASSPHRASE", Type: "TEXT",
+				Allowed: "a passphrase; only in the environment",
+				Help:    "The passphrase of an encrypted SSH key.",
+				Secret:  true, EnvOnly: true,
+			},
+			multiline: true,
+			parse:     storeText(func(c *Config) *string { return &c.SFTPPassphrase }),
+			show:      func(c Config) string { return hide(c.SFTPPassphrase) },
+		},
+		{
+			Option: Option{
 				Key: "concurrency", Env: "AGENT_CONCURRENCY", Flag: "concurrency", Type: "N",
 				Default: "the number of CPUs, but at least 2 and at most 8",
 				Allowed: "1 to 64",

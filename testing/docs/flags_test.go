@@ -21,7 +21,7 @@ func TestAgentCommands(t *testing.T) {
 				t.Errorf("%s: agent %s: %s", d.name, strings.Join(words, " "), problem)
 			}
 		}
-		for _, m := range regexp.MustCompile("`(--[a-z-]+)").FindAllStringSubmatch(d.text, -1) {
+		for _, m := range regexp.MustCompile("`(--[a-z0-9-]+)").FindAllStringSubmatch(d.text, -1) {
 			if !slices.ContainsFunc(values(known), func(flags []string) bool { return slices.Contains(flags, m[1]) }) {
 				t.Errorf("%s: no command has the flag %s", d.name, m[1])
 			}
@@ -61,7 +61,7 @@ func commands(t *testing.T) map[string][]string {
 			subs = regexp.MustCompile(`(?m)^  ([a-z-]+) +[A-Z]`).FindAllStringSubmatch(list, -1)
 		}
 		if len(path) > 0 && len(subs) == 0 {
-			all[strings.Join(path, " ")] = regexp.MustCompile(`--[a-z-]+`).FindAllString(res.Stdout, -1)
+			all[strings.Join(path, " ")] = regexp.MustCompile(`--[a-z0-9-]+`).FindAllString(res.Stdout, -1)
 		}
 		for _, m := range subs {
 			ask(append(slices.Clone(path), m[1]))

@@ -171,7 +171,7 @@ func TestMentions(t *testing.T) {
 				}
 			}
 		}
-		for _, name := range regexp.MustCompile(`\bAGENT_[A-Z_]*[A-Z]\b`).FindAllString(d.text, -1) {
+		for _, name := range regexp.MustCompile(`\bAGENT_[A-Z0-9_]*[A-Z0-9]\b`).FindAllString(d.text, -1) {
 			if !slices.Contains(keys, name) {
 				t.Errorf("%s: there is no variable %s", d.name, name)
 			}
