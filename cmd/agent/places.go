@@ -26,6 +26,9 @@ import (
 type opening struct {
 	// create makes what holds the repository: a folder.
 	create bool
+	// hurry is for commands that a server waits for: what failed is tried again
+	// at short intervals.
+	hurry bool
 	// patience is how long a repository that cannot be reached is tried, where
 	// there are others; 0: as long as if it were the only one.
 	patience time.Duration
@@ -36,6 +39,9 @@ const (
 	quickPatience = 15 * time.Second // a server waits
 	longPatience  = time.Minute
 )
+
+// hurryWait is the longest mean wait between two tries of a hurried command.
+const hurryWait = 3 * time.Second
 
 // store is an opened repository's bucket, for what the commands say of it.
 type store struct {
@@ -87,6 +93,9 @@ func (a *app) decorated(cfg *config.Config, r config.Repository, base storage.Bu
 		b = decorate.Timeout(b, decorate.TimeoutOptions{MinRate: slowest})
 	}
 	retry := decorate.RetryOptions{Log: a.log, Now: time.Now}
+	if how.hurry {
+		retry.Max = hurryWait
+	}
 	if several {
 		retry.Elapsed = how.patience
 		if !r.Required && (retry.Elapsed == 0 || retry.Elapsed > quickPatience) {

@@ -32,7 +32,7 @@ other bytes are an error.`,
 			}
 			ctx, cancel := pushDeadline(cmd.Context(), cfg.Timeout, args[0])
 			defer cancel()
-			r, err := a.open(ctx, cfg, opening{patience: longPatience})
+			r, err := a.open(ctx, cfg, opening{hurry: true, patience: longPatience})
 			if err != nil {
 				return err
 			}
@@ -87,7 +87,7 @@ Beside a standby.signal an outage of the repository is waited out
 				return err
 			}
 			open := func(ctx context.Context) (*repo.Repository, error) {
-				return a.open(ctx, cfg, opening{patience: quickPatience})
+				return a.open(ctx, cfg, opening{hurry: true, patience: quickPatience})
 			}
 			f := &wal.Fetcher{Open: open, Log: a.log, OnOutage: wal.OutagePolicy(cfg.StandbyOnOutage), Cluster: repo.ClusterID(cluster)}
 			return f.Fetch(cmd.Context(), args[0], args[1])

@@ -43,6 +43,10 @@ type plan struct {
 	compression string // of WAL and backups; empty is the agent's default
 	sealed      bool   // encrypt for a new recipient, whose identity only restores get
 	command     string // archive_command, %s is the agent with its settings; empty is the usual one
+	url         string // of the repository; empty is a folder of the test's
+	// reach is the environment without which the repository cannot be reached:
+	// of the server, and of the agent wherever it runs.
+	reach []string
 }
 
 // site is a server that archives into a repository of its own, made by
@@ -55,6 +59,7 @@ type site struct {
 	recipient string // empty: not sealed
 	identity  string // file with the secret key; empty: not sealed
 	settings  []string
+	reach     []string
 }
 
 // newSite makes a repository and a server that archives into it.
@@ -66,7 +71,12 @@ func newSite(t testing.TB, p plan) *site {
 		s.identity = filepath.Join(base, "identity.txt")
 		s.recipient = strings.TrimSpace(must(t, harness.Agent(t, nil, "keygen", "-o", s.identity)).Stdout)
 	}
-	s.settings = []string{"AGENT_REPOSITORY=" + s.repo, "AGENT_STATE_DIR=" + s.state}
+	if p.url != "" {
+		s.repo = p.url
+	}
+	s.reach = p.reach
+	p.Env = append(p.Env, p.reach...)
+	s.settings = append([]string{"AGENT_REPOSITORY=" + s.repo, "AGENT_STATE_DIR=" + s.state}, p.reach...)
 	flags := []string{"--repository", s.repo, "--state-dir", s.state}
 	if p.sealed {
 		s.settings = append(s.settings, "AGENT_RECIPIENTS="+s.recipient)
@@ -99,7 +109,7 @@ func (s *site) env() []string { return slices.Concat(s.Server.Env(), s.settings)
 // elsewhere is the environment of the agent on another host that restores: it
 // has the identity, another state directory and no server.
 func (s *site) elsewhere() []string {
-	env := []string{"AGENT_REPOSITORY=" + s.repo, "AGENT_STATE_DIR=" + filepath.Join(s.base, "elsewhere")}
+	env := append([]string{"AGENT_REPOSITORY=" + s.repo, "AGENT_STATE_DIR=" + filepath.Join(s.base, "elsewhere")}, s.reach...)
 	if s.identity != "" {
 		env = append(env, "AGENT_IDENTITY_FILE="+s.identity)
 	}

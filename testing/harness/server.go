@@ -84,10 +84,11 @@ func Start(t testing.TB, o Options) *Server {
 // StartExisting starts a server on a directory that exists, such as a restored
 // one, and returns once it takes connections, which it may do before recovery
 // has ended: see WaitRecovered. The settings of conf win over those in the
-// directory's files, which stay as they are. Major 0 is DefaultMajor.
-func StartExisting(t testing.TB, dataDir string, major int, conf map[string]string) *Server {
+// directory's files, which stay as they are. Major 0 is DefaultMajor; env is
+// more environment for the server and its commands.
+func StartExisting(t testing.TB, dataDir string, major int, conf map[string]string, env ...string) *Server {
 	t.Helper()
-	s, err := TryStart(t, dataDir, major, conf)
+	s, err := TryStart(t, dataDir, major, conf, env...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -96,9 +97,9 @@ func StartExisting(t testing.TB, dataDir string, major int, conf map[string]stri
 
 // TryStart is StartExisting for a server that may refuse: if it ends before it
 // takes connections, the error holds the end of its log.
-func TryStart(t testing.TB, dataDir string, major int, conf map[string]string) (*Server, error) {
+func TryStart(t testing.TB, dataDir string, major int, conf map[string]string, env ...string) (*Server, error) {
 	t.Helper()
-	s, err := newServer(t, dataDir, major, conf, nil)
+	s, err := newServer(t, dataDir, major, conf, env)
 	if err != nil {
 		return nil, err
 	}
