@@ -55,6 +55,16 @@ func (b *bench) run(cmd *exec.Cmd) cost {
 	return cost{wall: wall, cpu: cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime(), rss: use.Maxrss << 10}
 }
 
+// output is what a shell command prints.
+func (b *bench) output(script string) string {
+	b.t.Helper()
+	out, err := harness.Command(context.Background(), b.t, b.dir, b.env, "/bin/bash", "-c", "set -eo pipefail; "+script).Output()
+	if err != nil {
+		b.t.Fatalf("%s: %v", script, err)
+	}
+	return string(out)
+}
+
 func (b *bench) agent(env []string, args ...string) cost {
 	b.t.Helper()
 	return b.run(harness.Command(context.Background(), b.t, b.dir, slices.Concat(b.env, env), harness.AgentBinary(b.t), args...))
@@ -106,11 +116,12 @@ func scale(t *testing.T, name string, otherwise int) int {
 	return n
 }
 
-// site is a server with data and a repository.
-func site(t *testing.T, scale int) (*harness.Server, *bench, int64) {
+// site is a server with data and a repository in a folder, or where reach says.
+func site(t *testing.T, scale int, reach ...string) (*harness.Server, *bench, int64) {
 	t.Helper()
 	dir := harness.TempDir(t)
 	env := []string{"AGENT_REPOSITORY=" + filepath.Join(dir, "repo"), "AGENT_STATE_DIR=" + filepath.Join(dir, "state"), "AGENT_LOG_LEVEL=error"}
+	env = append(env, reach...)
 	b := &bench{t: t, dir: dir, env: env}
 	b.agent(nil, "repo", "init")
 	s := harness.Start(t, harness.Options{Env: env, NoFsync: true, Conf: map[string]string{
