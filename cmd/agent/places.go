@@ -2,8 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -165,7 +163,7 @@ func (a *app) openSFTP(ctx context.Context, cfg *config.Config, r config.Reposit
 	if o.KnownHostsFile == "" {
 		o.KnownHostsFile = filepath.Join(home, ".ssh", "known_hosts")
 	}
-	if o.IdentityFiles = sshIdentities(home); r.SFTPIdentityFile != "" {
+	if o.IdentityFiles = sftp.Identities(home); r.SFTPIdentityFile != "" {
 		o.IdentityFiles = []string{r.SFTPIdentityFile}
 	}
 	if cfg.SFTPPassphrase != "" {
@@ -185,19 +183,6 @@ func splitPort(address string) (host string, port int, err error) {
 		return "", 0, errs.New(errs.Config, "Write it as sftp://user@host:port/folder.", "repository URL has the port %q", address[i+1:])
 	}
 	return strings.Trim(address[:i], "[]"), port, nil
-}
-
-// sshIdentities are the keys that ssh(1) looks for by itself, of those that
-// are there.
-func sshIdentities(home string) []string {
-	var files []string
-	for _, name := range []string{"id_ed25519", "id_ecdsa", "id_rsa"} {
-		path := filepath.Join(home, ".ssh", name)
-		if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
-			files = append(files, path)
-		}
-	}
-	return files
 }
 
 // requests says what went to each repository: "21 PUT, 3 GET".

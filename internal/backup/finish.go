@@ -9,6 +9,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"walagent/internal/compress"
 	"walagent/internal/errs"
 	"walagent/internal/postgres"
@@ -135,14 +137,18 @@ func (b *run) publish(ctx context.Context, set *repo.PackSet, manifest *repo.Man
 	}
 	d.PackCount, d.StoredBytes = int64(len(packs)), set.StoredSize()
 	d.BadPages, d.BadPageSample = b.bad.count, b.bad.sample
-	if d.Manifest, err = manifest.Store(ctx); err != nil {
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() (err error) {
+		d.Manifest, err = manifest.Store(gctx)
 		return err
-	}
-	if d.Packs, err = b.repo.StorePacks(ctx, d.Cluster, d.Name, packs); err != nil {
+	})
+	g.Go(func() (err error) {
+		d.Packs, err = b.repo.StorePacks(gctx, d.Cluster, d.Name, packs)
 		return err
-	}
+	})
 	b.reporter.phase("waiting for WAL")
-	if err := b.awaitWAL(ctx); err != nil {
+	g.Go(func() error { return b.awaitWAL(gctx) })
+	if err := g.Wait(); err != nil {
 		return err
 	}
 	b.incomplete, err = b.repo.StoreBackup(ctx, d)
@@ -152,14 +158,42 @@ func (b *run) publish(ctx context.Context, set *repo.PackSet, manifest *repo.Man
 // The waits between looks for the WAL: archiving takes a moment, and each look
 // is a listing.
 const (
-	walPollFirst = 100 * time.Millisecond
-	walPollMost  = 3 * time.Second
-	walNotice    = 10 * time.Second
+	walPollFirst  = 100 * time.Millisecond
+	walPollMost   = 3 * time.Second
+	walPollServer = 20 * time.Millisecond
+	walNotice     = 10 * time.Second
 )
 
+// pause waits between two looks, at most for limit: it is over as soon as the
+// server has had the last segment archived.
+func (b *run) pause(ctx context.Context, limit time.Duration, last string) error {
+	timer := time.NewTimer(limit)
+	defer timer.Stop()
+	tick := time.NewTicker(walPollServer)
+	defer tick.Stop()
+	before, err := b.server.ArchiverStats(ctx)
+	asking := err == nil && before.LastArchivedWAL < last
+	for {
+		select {
+		case <-tick.C:
+			if !asking {
+				continue
+			}
+			now, err := b.server.ArchiverStats(ctx)
+			if asking = err == nil; asking && now.LastArchivedWAL >= last {
+				return nil
+			}
+		case <-timer.C:
+			return nil
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
 // awaitWAL waits until the WAL from start to stop, and the timeline's history,
-// are in the repository. The server is not asked: only what is durable there
-// counts.
+// are in the repository. What the server says of archiving only tells when to
+// look: what is durable there counts.
 func (b *run) awaitWAL(ctx context.Context) error {
 	d := b.backup
 	first, last := b.walRange()
@@ -180,10 +214,8 @@ func (b *run) awaitWAL(ctx context.Context) error {
 			noticed = now
 			b.Log.Info("waiting for WAL to be archived", "wal", missing, "last", last.Name(d.SegmentSize))
 		}
-		select {
-		case <-time.After(wait):
-		case <-ctx.Done():
-			return context.Cause(ctx)
+		if err := b.pause(ctx, wait, last.Name(d.SegmentSize)); err != nil {
+			return err
 		}
 	}
 }

@@ -259,16 +259,24 @@ func (b *run) describeRun() error {
 // claim announces the backup.
 func (b *run) claim(ctx context.Context) error {
 	cluster := b.backup.Cluster
-	err := b.repo.EnsureCluster(ctx, repo.Cluster{
-		ID: cluster, Major: b.info.Major, CatalogVersion: b.control.CatalogVersion,
-		BlockSize: b.control.BlockSize, RelSegBlocks: b.control.RelSegBlocks, SegmentSize: b.control.WALSegmentSize,
+	// Side by side: each is a round trip to the store.
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		return b.repo.EnsureCluster(gctx, repo.Cluster{
+			ID: cluster, Major: b.info.Major, CatalogVersion: b.control.CatalogVersion,
+			BlockSize: b.control.BlockSize, RelSegBlocks: b.control.RelSegBlocks, SegmentSize: b.control.WALSegmentSize,
+		})
 	})
-	if err != nil {
+	g.Go(func() (err error) {
+		b.lease, err = b.repo.Claim(gctx, cluster, repo.Claim{
+			Backup: b.backup.Name, Host: b.Host.Name, State: b.StateDir, StateID: b.Host.State, PID: os.Getpid(),
+		}, repo.ClaimOptions{Concurrent: b.AllowConcurrent, Running: b.running})
 		return err
+	})
+	err := g.Wait()
+	if err != nil && b.lease != nil {
+		b.release(ctx)
 	}
-	b.lease, err = b.repo.Claim(ctx, cluster, repo.Claim{
-		Backup: b.backup.Name, Host: b.Host.Name, State: b.StateDir, StateID: b.Host.State, PID: os.Getpid(),
-	}, repo.ClaimOptions{Concurrent: b.AllowConcurrent, Running: b.running})
 	return err
 }
 

@@ -26,6 +26,9 @@ import (
 // piece. Within a batch each pack is fetched once.
 const batchPieces = 1 << 19
 
+// minFetches is how many packs are fetched at a time at least.
+const minFetches = 4
+
 // filePieces is how many pieces a file counts for.
 const filePieces = 4
 
@@ -229,14 +232,15 @@ func (x *run) execute(ctx context.Context, p *plan, packs map[repo.PackID]repo.P
 	})
 	g, ctx := errgroup.WithContext(ctx)
 	jobs := make(chan frameJob, x.Concurrency)
-	buffers := make(chan []byte, 2*x.Concurrency)
+	buffers := make(chan []byte, 2*max(x.Concurrency, minFetches))
 	for range cap(buffers) {
 		buffers <- nil // grown at first use
 	}
 	g.Go(func() error {
 		defer close(jobs)
 		fetch, ctx := errgroup.WithContext(ctx)
-		fetch.SetLimit(x.Concurrency)
+		// More than there are workers: while one answer is awaited, another comes.
+		fetch.SetLimit(max(x.Concurrency, minFetches))
 		for _, id := range ids {
 			fetch.Go(func() error { return x.fetch(ctx, id, p.packs[id], packs, jobs, buffers) })
 		}

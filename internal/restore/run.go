@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"walagent/internal/errs"
 	"walagent/internal/host"
 	"walagent/internal/postgres"
@@ -73,11 +75,7 @@ func Run(ctx context.Context, r *repo.Repository, o Options) (*Result, error) {
 	b := x.choice.Backup
 	stop := x.report(began)
 	defer stop()
-	packs, err := r.LoadPacks(ctx, b)
-	if err != nil {
-		return nil, err
-	}
-	manifest, err := r.OpenManifest(ctx, b)
+	packs, manifest, err := lists(ctx, r, b)
 	if err != nil {
 		return nil, err
 	}
@@ -98,28 +96,56 @@ func Run(ctx context.Context, r *repo.Repository, o Options) (*Result, error) {
 	return res, nil
 }
 
+// lists brings the list of packs and the manifest's root, side by side: each is
+// a round trip.
+func lists(ctx context.Context, r *repo.Repository, b *repo.Backup) (packs map[repo.PackID]repo.Pack, manifest *repo.Manifest, err error) {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() (err error) {
+		packs, err = r.LoadPacks(ctx, b)
+		return err
+	})
+	g.Go(func() (err error) {
+		manifest, err = r.OpenManifest(ctx, b)
+		return err
+	})
+	if err = g.Wait(); err != nil && manifest != nil {
+		err = errors.Join(err, manifest.Close())
+	}
+	return packs, manifest, err
+}
+
+// backups are all there are, or the one that is named.
+func (x *run) backups(ctx context.Context) ([]*repo.Backup, error) {
+	if x.Name == "" || x.Name == "LATEST" {
+		return x.repo.Backups(ctx, x.Cluster)
+	}
+	name, err := repo.ParseBackupName(x.Name)
+	if err != nil {
+		return nil, errs.Wrap(err, errs.Usage, "See what there is with: agent backup-list", "choose the backup")
+	}
+	b, err := x.repo.LoadBackup(ctx, x.Cluster, name)
+	if err != nil {
+		return nil, err
+	}
+	return []*repo.Backup{b}, nil
+}
+
 // choose reads what there is and picks the backup. A backup that is named is
 // read alone.
 func (x *run) choose(ctx context.Context) error {
-	histories, unreadable, err := x.repo.Histories(ctx, x.Cluster)
-	if err != nil {
+	var histories map[postgres.Timeline]postgres.History
+	var unreadable map[postgres.Timeline]error
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() (err error) {
+		histories, unreadable, err = x.repo.Histories(gctx, x.Cluster)
 		return err
+	})
+	backups, err := x.backups(gctx)
+	if herr := g.Wait(); herr != nil {
+		return herr
 	}
 	for t, err := range unreadable {
 		x.Log.Warn("a timeline history cannot be read", "timeline", uint32(t), "error", err.Error())
-	}
-	var backups []*repo.Backup
-	if x.Name == "" || x.Name == "LATEST" {
-		backups, err = x.repo.Backups(ctx, x.Cluster)
-	} else {
-		var name repo.BackupName
-		if name, err = repo.ParseBackupName(x.Name); err != nil {
-			return errs.Wrap(err, errs.Usage, "See what there is with: agent backup-list", "choose the backup")
-		}
-		var b *repo.Backup
-		if b, err = x.repo.LoadBackup(ctx, x.Cluster, name); err == nil {
-			backups = append(backups, b)
-		}
 	}
 	if errs.KindOf(err) == errs.Damaged && len(backups) > 0 {
 		// Any other backup with the WAL behind it leads to the same place.
