@@ -38,6 +38,13 @@ const (
 	longPatience  = time.Minute
 )
 
+// Slower than this, in bytes per second, a single upload counts as hanging and
+// is tried again. One that a server waits for must leave time for another try.
+const (
+	slowestPut     = 256 << 10
+	slowestHurried = 1 << 20
+)
+
 // hurryWait is the longest mean wait between two tries of a hurried command.
 const hurryWait = 3 * time.Second
 
@@ -82,10 +89,13 @@ func (a *app) decorated(cfg *config.Config, r config.Repository, base storage.Bu
 	counter := decorate.Count(base)
 	a.stores = append(a.stores, store{r.Name, counter, base})
 	var b storage.Bucket = counter
-	slowest := int64(0)
+	slowest := int64(slowestPut)
+	if how.hurry {
+		slowest = slowestHurried
+	}
 	if cfg.Bandwidth > 0 {
 		b = decorate.Bandwidth(b, decorate.BandwidthOptions{Up: cfg.Bandwidth, Down: cfg.Bandwidth})
-		slowest = max(cfg.Bandwidth/int64(2*cfg.Concurrency), 1)
+		slowest = min(slowest, max(cfg.Bandwidth/int64(2*cfg.Concurrency), 1))
 	}
 	if _, local := base.(*folder.Bucket); !local {
 		b = decorate.Timeout(b, decorate.TimeoutOptions{MinRate: slowest})

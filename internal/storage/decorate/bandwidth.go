@@ -2,6 +2,7 @@ package decorate
 
 import (
 	"context"
+	"errors"
 	"io"
 
 	"golang.org/x/time/rate"
@@ -16,10 +17,10 @@ type BandwidthOptions struct {
 	Down int64 // readers of Get and GetRange
 }
 
-// Bandwidth limits how fast bodies are sent and received. It counts the bytes
-// that the store's client takes from a source: one that is read twice, to sign
-// it first, counts twice. Bytes go in pieces of a twentieth of a second, so
-// that there are no bursts.
+// Bandwidth limits how fast bodies are sent and received. Bytes go in pieces of
+// a twentieth of a second, so that there are no bursts; a client that takes a
+// body in memory in one go, as that of a folder does, is made to wait when it
+// closes it.
 func Bandwidth(b storage.Bucket, opts BandwidthOptions) storage.Bucket {
 	return &bandwidth{Bucket: b, up: newThrottle(opts.Up), down: newThrottle(opts.Down)}
 }
@@ -50,7 +51,7 @@ type bandwidth struct {
 
 func (b *bandwidth) Put(ctx context.Context, key string, src storage.Source, opts storage.PutOptions) (storage.Info, error) {
 	if b.up != nil {
-		src = source{src, func(r io.ReadCloser) io.ReadCloser { return seekable(b.up.reader(ctx, r), r) }}
+		src = source{src, func(r io.ReadCloser) io.ReadCloser { return seekable(b.up.body(ctx, r), r) }}
 	}
 	return b.Bucket.Put(ctx, key, src, opts)
 }
@@ -101,6 +102,42 @@ func (t *throttled) Read(p []byte) (int, error) {
 		}
 	}
 	return n, err
+}
+
+// body is a reader for what is sent. A client that takes all of it in one go
+// may only hash it: that is paid for when the body is closed, or forgiven when
+// it is read again from its start.
+func (t *throttle) body(ctx context.Context, r io.ReadCloser) io.ReadCloser {
+	plain := &throttled{ReadCloser: r, ctx: ctx, t: t}
+	if to, ok := r.(io.WriterTo); ok {
+		return &throttledBody{throttled: plain, to: to}
+	}
+	return plain
+}
+
+type throttledBody struct {
+	*throttled
+	to   io.WriterTo
+	owed int64
+}
+
+// WriteTo hands the body over, and owes for it.
+func (t *throttledBody) WriteTo(w io.Writer) (int64, error) {
+	n, err := t.to.WriteTo(w)
+	t.owed += n
+	return n, err
+}
+
+func (t *throttledBody) rewound() { t.owed = 0 }
+
+// Close pays what is owed.
+func (t *throttledBody) Close() error {
+	for ; t.owed > 0; t.owed -= int64(t.t.piece) {
+		if err := t.wait(int(min(t.owed, int64(t.t.piece)))); err != nil {
+			return errors.Join(err, t.ReadCloser.Close())
+		}
+	}
+	return t.ReadCloser.Close()
 }
 
 // wait is rate.Limiter.WaitN with the context's own error: WaitN gives up at

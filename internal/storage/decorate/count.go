@@ -22,7 +22,7 @@ type KindCounts struct {
 type Counts struct {
 	Put, Get, List, Stat, Delete KindCounts
 
-	Up   uint64 // bytes of bodies that the store's client took, of failed requests too
+	Up   uint64 // bytes of bodies that the store's client took to send them, of failed requests too
 	Down uint64 // bytes read from objects
 }
 
@@ -193,12 +193,25 @@ type counted struct {
 	io.ReadCloser
 	bytes  *atomic.Uint64
 	kind   *kindCounter // where a failure counts; nil for bodies of Put
+	passed uint64       // of this pass
 	failed bool
+}
+
+// rewound takes back what was only read to be hashed: it counts when it is
+// sent.
+func (r *counted) rewound() {
+	r.bytes.Add(-r.passed)
+	r.passed = 0
+}
+
+func (r *counted) add(n int64) {
+	r.bytes.Add(uint64(n))
+	r.passed += uint64(n)
 }
 
 func (r *counted) Read(p []byte) (int, error) {
 	n, err := r.ReadCloser.Read(p)
-	r.bytes.Add(uint64(n))
+	r.add(int64(n))
 	r.end(err)
 	return n, err
 }
@@ -211,7 +224,7 @@ func (r *counted) WriteTo(w io.Writer) (int64, error) {
 		return io.Copy(w, struct{ io.Reader }{r})
 	}
 	n, err := to.WriteTo(w)
-	r.bytes.Add(uint64(n))
+	r.add(n)
 	r.end(err)
 	return n, err
 }

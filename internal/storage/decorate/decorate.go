@@ -27,11 +27,15 @@ func (s source) Open() (io.ReadCloser, error) {
 }
 
 // seekable keeps Seek of a body that has it: some clients read a body once to
-// sign it, and again to send it.
+// hash it, and again to send it. outer is told when the second time begins, if
+// it has rewound.
 func seekable(outer, inner io.ReadCloser) io.ReadCloser {
 	seeker, ok := inner.(io.Seeker)
 	if !ok {
 		return outer
+	}
+	if r, ok := outer.(interface{ rewound() }); ok {
+		seeker = telling{seeker, r.rewound}
 	}
 	if to, ok := outer.(io.WriterTo); ok {
 		return struct {
@@ -44,6 +48,20 @@ func seekable(outer, inner io.ReadCloser) io.ReadCloser {
 		io.ReadCloser
 		io.Seeker
 	}{outer, seeker}
+}
+
+// telling calls rewound when the body is to be read from its start.
+type telling struct {
+	io.Seeker
+	rewound func()
+}
+
+func (t telling) Seek(offset int64, whence int) (int64, error) {
+	at, err := t.Seeker.Seek(offset, whence)
+	if err == nil && at == 0 && (offset != 0 || whence != io.SeekCurrent) {
+		t.rewound()
+	}
+	return at, err
 }
 
 // answered says whether err is the store's plain answer and not a failure.

@@ -2,6 +2,7 @@ package decorate
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"iter"
@@ -34,7 +35,9 @@ type TimeoutOptions struct {
 // storage.ErrUnavailable and says what was waited for and how long; the end of
 // the caller's own context stays what it is.
 //
-// An operation is cut by ending its context. If b does not come back within
+// An operation is cut by ending its context, with the error of the class
+// ErrUnavailable as the cause (context.Cause), by which b can tell that its
+// connection answers no more. If b does not come back within
 // Grace after that, or after the end of the caller's context, it is left behind
 // to end when it can: its late result is closed, and nothing is read any more
 // from the body of its Put, which therefore never touches a source after Put
@@ -109,10 +112,34 @@ func (t *timeout) Delete(ctx context.Context, keys ...string) error {
 	if len(keys) > 1 {
 		w.missing = fmt.Sprintf("%d objects not deleted", len(keys))
 	}
-	_, err := once(ctx, w, func(ctx context.Context) (struct{}, error) {
-		return struct{}{}, t.Bucket.Delete(ctx, keys...)
-	})
-	return err
+	own, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	_, _, err := await(ctx, cancel, w, func() (struct{}, error) {
+		return struct{}{}, t.Bucket.Delete(own, keys...)
+	}, func(struct{}, error) {})
+	if err == nil || own.Err() == nil {
+		return err
+	}
+	// Of a key that was not decided nothing is known: another Delete does no harm.
+	var all []error
+	decided := map[string]bool{}
+	passing, lasting := sortFailures(err)
+	if len(passing)+len(lasting) == 0 && definite(err) {
+		return err // names no keys
+	}
+	for _, e := range lasting {
+		var one *storage.Error
+		if definite(e) && errors.As(e, &one) {
+			decided[one.Key] = true
+			all = append(all, e)
+		}
+	}
+	for _, key := range keys {
+		if w.key = key; !decided[key] {
+			all = append(all, w.stopped(ctx))
+		}
+	}
+	return errors.Join(all...)
 }
 
 func (t *timeout) Get(ctx context.Context, key string) (io.ReadCloser, storage.Info, error) {

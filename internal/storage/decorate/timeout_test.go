@@ -3,6 +3,7 @@ package decorate
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"iter"
 	"strings"
@@ -10,6 +11,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"walagent/internal/storage"
 )
@@ -213,8 +216,18 @@ func operations() []operation {
 		}},
 		{"delete of many", 3 * time.Hour, "delete k of hanging: store unavailable: 201 objects not deleted within 3h0m0s", func(ctx context.Context, b storage.Bucket) error {
 			keys := make([]string, 201)
-			keys[0] = "k"
-			return b.Delete(ctx, keys...)
+			for i := range keys {
+				keys[i] = "k"
+			}
+			err := b.Delete(ctx, keys...)
+			var each interface{ Unwrap() []error }
+			if err == nil || errors.Is(err, storage.ErrExists) {
+				return err
+			}
+			if !errors.As(err, &each) || len(each.Unwrap()) != len(keys) {
+				return fmt.Errorf("not each key has an error: %w", err)
+			}
+			return each.Unwrap()[200]
 		}},
 	}
 }
@@ -484,4 +497,35 @@ func TestTimeoutLimits(t *testing.T) {
 			t.Errorf("limit for %d bytes: %v, want %v", size, got, want)
 		}
 	}
+}
+
+// What was decided of some keys before a Delete was cut is kept; all the others
+// are tried again.
+func TestTimeoutOfHalfADelete(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &scripted{}
+		h := &hanging{freed: make(chan struct{})}
+		half := &halfDelete{scripted: s, h: h}
+		err := Retry(Timeout(half, hours()), RetryOptions{Now: time.Now, Elapsed: -1}).Delete(t.Context(), "a", "b", "c")
+		if !errors.Is(err, storage.ErrPermission) || errors.Is(err, context.Canceled) || errors.Is(err, storage.ErrUnavailable) {
+			t.Errorf("delete: %v", err)
+		}
+		if diff := cmp.Diff([]string{`delete ["a" "b" "c"]`, `delete ["a" "c"]`}, s.asked); diff != "" {
+			t.Errorf("asked (-want +got):\n%s", diff)
+		}
+	})
+}
+
+// halfDelete refuses b, and hangs then, the first time.
+type halfDelete struct {
+	*scripted
+	h *hanging
+}
+
+func (d *halfDelete) Delete(ctx context.Context, keys ...string) error {
+	if d.note("delete %q", keys) > 1 {
+		return nil
+	}
+	err := d.h.hang(ctx)
+	return errors.Join(failedKey("b", storage.ErrPermission), failedKey("c", err))
 }

@@ -32,7 +32,6 @@ func (b *Bucket) connect(ctx context.Context) error {
 	if err != nil {
 		return errs.Wrap(err, errs.Config, "Correct the AWS settings in the environment and in the shared files (~/.aws).", "AWS settings cannot be read")
 	}
-	hearEarly(tr)
 	b.http = tr
 	client := s3.NewFromConfig(cfg, func(o *s3.Options) {
 		o.HTTPClient = &http.Client{Transport: tr, CheckRedirect: func(*http.Request, []*http.Request) error {

@@ -2,7 +2,10 @@ package sftp
 
 import (
 	"context"
+	"errors"
 	"sync"
+
+	"walagent/internal/storage"
 )
 
 // pool is a few connections, made when they are needed.
@@ -42,6 +45,10 @@ func (p *pool) acquire(ctx context.Context) (*conn, func(), error) {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		s.load--
+		// An operation that was cut since no answer came: nothing will answer here.
+		if s.c != nil && errors.Is(context.Cause(ctx), storage.ErrUnavailable) {
+			s.c.kill()
+		}
 	})
 	c, err := p.connected(ctx, s)
 	if err != nil {

@@ -51,7 +51,7 @@ func New(o Options) (*http.Transport, error) {
 	connections := max(o.Connections, 2)
 	return &http.Transport{
 		Proxy:               http.ProxyFromEnvironment,
-		DialContext:         (&net.Dialer{Timeout: dialTimeout, KeepAlive: keepAlive}).DialContext,
+		DialContext:         hearEarly((&net.Dialer{Timeout: dialTimeout, KeepAlive: keepAlive}).DialContext),
 		TLSClientConfig:     config,
 		TLSHandshakeTimeout: tlsTimeout,
 		Protocols:           protocols,

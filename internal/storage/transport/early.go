@@ -1,9 +1,8 @@
-package s3
+package transport
 
 import (
 	"context"
 	"net"
-	"net/http"
 	"sync"
 	"time"
 )
@@ -11,14 +10,13 @@ import (
 // earlyWait bounds how long a broken write waits for what was answered before.
 const earlyWait = time.Second
 
-// hearEarly makes the transport hear an answer that comes before the body was
-// sent. A server that refuses (412 because the object exists, 403) may answer
+// hearEarly lets a client hear an answer that comes before the body was sent. A
+// server that refuses (412 because the object exists, 403) may answer
 // at once and close the connection; net/http then has an answer and a failed
 // write at the same time and takes either, so that "exists" would look like a
 // broken network and be repeated for nothing.
-func hearEarly(tr *http.Transport) {
-	dial := tr.DialContext
-	tr.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+func hearEarly(dial dialer) dialer {
+	return func(ctx context.Context, network, address string) (net.Conn, error) {
 		c, err := dial(ctx, network, address)
 		if err != nil {
 			return nil, err
@@ -26,6 +24,8 @@ func hearEarly(tr *http.Transport) {
 		return &conn{Conn: c, over: make(chan struct{})}, nil
 	}
 }
+
+type dialer func(ctx context.Context, network, address string) (net.Conn, error)
 
 // conn holds the error of a write back until the reader has come to the end
 // too, or the connection is closed.
