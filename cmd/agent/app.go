@@ -76,7 +76,7 @@ func (a *app) root() *cobra.Command {
 	root.AddCommand(
 		a.walPush(), a.walFetch(),
 		a.backupPush(), a.backupFetch(), a.backupList(), a.backupShow(),
-		a.repoCommand(), a.keygen(), a.configCommand(), a.versionCommand(),
+		a.repoCommand(), a.keygen(), a.configCommand(), a.check(), a.versionCommand(),
 	)
 	root.SetHelpCommandGroupID("setup")
 	root.SetCompletionCommandGroupID("setup")

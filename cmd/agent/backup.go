@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"strings"
 	"time"
 
 	"github.com/dustin/go-humanize"
@@ -58,6 +59,7 @@ backup.`,
 				return err
 			}
 			a.clean(cmd.Context())
+			a.syncLater(cmd, cfg, r)
 			return errors.Join(err, a.pushSummary(res, asJSON))
 		},
 	}
@@ -120,9 +122,17 @@ func (a *app) pushSummary(res *backup.Result, asJSON bool) error {
   %s files, %s (%s read), %s stored, ratio %.1f, in %s
   start %s, stop %s, timeline %d, WAL %s to %s
   requests: %s
-`, d.Name, humanize.Comma(d.Files), humanize.IBytes(uint64(d.DataBytes)), humanize.IBytes(uint64(res.BytesRead)),
+%s`, d.Name, humanize.Comma(d.Files), humanize.IBytes(uint64(d.DataBytes)), humanize.IBytes(uint64(res.BytesRead)),
 		humanize.IBytes(uint64(d.StoredBytes)), d.Ratio, res.Elapsed.Round(10*time.Millisecond),
-		d.StartLSN, d.StopLSN, d.Timeline, d.StartWAL, d.StopWAL, a.requests())
+		d.StartLSN, d.StopLSN, d.Timeline, d.StartWAL, d.StopWAL, a.requests(), incompleteLine(res.Incomplete))
+}
+
+// incompleteLine names the repositories in which the backup does not exist yet.
+func incompleteLine(repositories []string) string {
+	if len(repositories) == 0 {
+		return ""
+	}
+	return "  not yet in: " + strings.Join(repositories, ", ") + " (agent repo sync brings it there, and a later push by itself)\n"
 }
 
 func (a *app) backupList() *cobra.Command {

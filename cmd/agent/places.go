@@ -128,7 +128,7 @@ func (a *app) openStore(ctx context.Context, cfg *config.Config, r config.Reposi
 	case storage.SchemeS3:
 		return s3.Open(ctx, s3.Options{
 			Bucket: host, Prefix: path, URL: r.URL, Region: r.S3Region, Endpoint: r.S3Endpoint, PathStyle: r.S3PathStyle,
-			Profile: r.S3Profile, StorageClass: r.StorageClass, SSE: r.SSE, KMSKeyID: r.KMSKey,
+			Profile: r.S3Profile, Checksum: r.S3Checksum, StorageClass: r.StorageClass, SSE: r.SSE, KMSKeyID: r.KMSKey,
 			CAFile: r.CAFile, Insecure: r.Insecure, Connections: cfg.Concurrency, Log: a.log,
 		})
 	case storage.SchemeGCS:

@@ -23,7 +23,11 @@ func (a *app) walPush() *cobra.Command {
 Exits 0 only when the file is durable in the repository, and 1 otherwise, upon
 which PostgreSQL tries again. A segment is checked before it is stored. A file
 that is archived already is never replaced: the same bytes again are success,
-other bytes are an error.`,
+other bytes are an error.
+
+Of several repositories each required one must have it. A best-effort one that
+cannot be reached is left out; when it is back, a push starts agent repo sync
+--pending beside itself and does not wait for it.`,
 		Args: exactArgs(1, "wal-push PATH"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			cfg, err := a.load(cmd)
@@ -37,7 +41,11 @@ other bytes are an error.`,
 				return err
 			}
 			p := &wal.Pusher{Repo: r, Log: a.log, Cluster: repo.ClusterID(cluster)}
-			return p.Push(ctx, args[0])
+			if err := p.Push(ctx, args[0]); err != nil {
+				return err
+			}
+			a.syncLater(cmd, cfg, r)
+			return nil
 		},
 	}
 	clusterFlag(cmd, &cluster)

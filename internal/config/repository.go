@@ -24,6 +24,7 @@ type Repository struct {
 	S3Region    string
 	S3Profile   string // of the AWS configuration files
 	S3PathStyle bool   // http://host/bucket/key rather than http://bucket.host/key
+	S3Checksum  string // S3CRC32C, S3MD5 or "none"; "" is S3CRC32C
 
 	StorageClass string // as the service calls it; Azure: access tier
 	SSE          string // SSEAES256, SSEKMS or "" for what the bucket does by itself; S3 alone
@@ -42,6 +43,12 @@ type Repository struct {
 	Insecure  bool       // certificates are not checked
 	Immutable *Immutable // nil: objects are not locked
 }
+
+// The values of Repository.S3Checksum but "none".
+const (
+	S3CRC32C = "crc32c"
+	S3MD5    = "md5"
+)
 
 // The values of Repository.SSE but "".
 const (

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"errors"
 	"net/url"
 	"strconv"
@@ -110,6 +111,16 @@ func repositoryTable() []repositoryOption {
 		truth(s3, "s3_path_style", "s3-path-style",
 			"Whether the bucket is in the path (https://host/bucket/key) and not in the host name; many S3-compatible services need it.",
 			func(r *Repository) *bool { return &r.S3PathStyle }),
+		{
+			Option: Option{
+				Key: "s3_checksum", Env: "AGENT_S3_CHECKSUM", Flag: "s3-checksum", Type: "METHOD", Default: S3CRC32C, Schemes: s3,
+				Allowed: "crc32c, md5, none", Values: []string{S3CRC32C, S3MD5, none},
+				Help: "By which checksum the service refuses an object that was damaged on the way; md5 is for services that refuse x-amz-checksum-crc32c, none for those that know neither.",
+			},
+			fallback: S3CRC32C,
+			parse:    storeChoice(func(r *Repository) *string { return &r.S3Checksum }, S3CRC32C, S3MD5, none),
+			show:     func(r Repository) string { return cmp.Or(r.S3Checksum, S3CRC32C) },
+		},
 		text(clouds, "storage_class", "storage-class", "CLASS", "a class (on Azure an access tier) of the service from which objects can be read at once, such as STANDARD_IA, NEARLINE or Cool", word(64, "_-"),
 			"The storage class of new objects; without it the default of the bucket.",
 			func(r *Repository) *string { return &r.StorageClass }),

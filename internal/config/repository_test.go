@@ -187,7 +187,7 @@ func TestPickingOne(t *testing.T) {
 
 func TestBadLists(t *testing.T) {
 	const place = "file " + testFile + " line 1"
-	const itemKeys = "Allowed are: name, url, required, s3_endpoint, s3_region, s3_profile, s3_path_style, storage_class, sse, kms_key, gcs_endpoint, gcs_user_project, azure_account, azure_endpoint, sftp_known_hosts, sftp_identity_file, ca_file, insecure, immutable."
+	const itemKeys = "Allowed are: name, url, required, s3_endpoint, s3_region, s3_profile, s3_path_style, s3_checksum, storage_class, sse, kms_key, gcs_endpoint, gcs_user_project, azure_account, azure_endpoint, sftp_known_hosts, sftp_identity_file, ca_file, insecure, immutable."
 	for _, test := range []struct{ list, text, hint string }{
 		{"x", `repositories: bad value "********" (%s): it is not a list; …`, "The setting repositories: …"},
 		{"{url: /a}", `repositories: bad value "********" (%s): it is not a list; …`, "The setting repositories: …"},
