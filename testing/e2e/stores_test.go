@@ -1,7 +1,6 @@
 package e2e_test
 
 import (
-	"fmt"
 	"regexp"
 	"strings"
 	"testing"
@@ -141,7 +140,7 @@ func TestStores(t *testing.T) {
 			healthy(t, c)
 			c.Stop(t)
 			requests := regexp.MustCompile(`requests: (.*)`).FindString(res.Stdout)
-			t.Log(fmt.Sprintf("%s, restore: %s", name, requests))
+			t.Logf("%s, restore: %s", name, requests)
 		})
 	}
 }

@@ -50,12 +50,15 @@ func installed(t testing.TB, parts ...string) string {
 // FreeAddress returns a loopback address with a port that nobody uses.
 func FreeAddress(t testing.TB) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatalf("find a free port: %v", err)
 	}
-	defer l.Close()
-	return l.Addr().String()
+	address := l.Addr().String()
+	if err := l.Close(); err != nil {
+		t.Fatalf("free a port: %v", err)
+	}
+	return address
 }
 
 // Server is a running store.
@@ -71,7 +74,7 @@ type Server struct {
 func start(t testing.TB, dir, address string, env []string, ready func(context.Context) error, path string, args ...string) *Server {
 	t.Helper()
 	s := &Server{Address: address, output: &syncBuffer{}, exited: make(chan struct{})}
-	s.cmd = exec.Command(path, args...)
+	s.cmd = exec.CommandContext(context.WithoutCancel(t.Context()), path, args...) // Stop ends it
 	s.cmd.Dir = dir
 	s.cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "TMPDIR=" + os.TempDir(), "LC_ALL=C.UTF-8", "TZ=UTC"}, env...)
 	s.cmd.Stdout, s.cmd.Stderr = s.output, s.output
