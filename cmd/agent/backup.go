@@ -115,6 +115,9 @@ func (a *app) backupOptions(cfg *config.Config) (backup.Options, error) {
 func (a *app) pushSummary(res *backup.Result, asJSON bool) error {
 	b := res.Backup
 	if asJSON {
+		if len(res.Incomplete) > 0 {
+			a.log.Warn("the backup does not exist yet in some repositories; agent repo sync brings it there", "repositories", strings.Join(res.Incomplete, ", "))
+		}
 		return report.ShowJSON(a.stdout, b)
 	}
 	d := report.Of(b)

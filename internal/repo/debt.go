@@ -193,13 +193,53 @@ func (d *Debts) suspension(url string, now time.Time) error {
 	}
 	body, err := os.ReadFile(d.path(url, "suspended"))
 	var s suspended
-	if err != nil || json.Unmarshal(body, &s) != nil {
-		return nil
+	if err == nil {
+		err = json.Unmarshal(body, &s)
+	}
+	if err != nil {
+		s = suspended{} // there is none, or it was torn by a crash
 	}
 	if left := s.Until.Sub(now); left <= 0 || left > suspension {
 		return nil // over, or the clock jumped
 	}
 	return fmt.Errorf("%w (%s): %s", errSuspended, s.Until.Format(time.TimeOnly), s.Reason)
+}
+
+// resume asks the place at url again from now on.
+func (d *Debts) resume(url string) {
+	if d != nil {
+		_ = os.Remove(d.path(url, "suspended")) // it may not be there, and runs out by itself
+	}
+}
+
+// pauseTime is for how long what a place owes is not worked off by itself after an
+// attempt that could not bring everything: what is damaged stays so.
+const pauseTime = 10 * time.Minute
+
+// pause notes an attempt that left something behind.
+func (d *Debts) pause(now time.Time) error {
+	if d == nil {
+		return nil
+	}
+	if err := os.MkdirAll(d.dir, 0o700); err != nil {
+		return stateError(err)
+	}
+	path := filepath.Join(d.dir, "paused")
+	err := os.WriteFile(path, nil, 0o600)
+	return stateError(errors.Join(err, os.Chtimes(path, now, now)))
+}
+
+// paused reports whether the last attempt was not long ago.
+func (d *Debts) paused(now time.Time) bool {
+	if d == nil {
+		return false
+	}
+	info, err := os.Stat(filepath.Join(d.dir, "paused"))
+	if err != nil {
+		return false
+	}
+	age := now.Sub(info.ModTime())
+	return age >= 0 && age < pauseTime
 }
 
 // replaceFile writes a file of the state directory whole and durable, or

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/url"
 	"strings"
 	"sync"
 	"time"
@@ -51,13 +52,24 @@ type place struct {
 	mu   sync.Mutex
 	down error // why it is left out from now on
 	slow bool  // an attempt to read from it has failed
+	told bool  // that it cannot be used was told
 }
 
 func (p *place) String() string {
 	if p.Bucket == nil {
-		return p.URL
+		return bucketURL(p.URL)
 	}
 	return p.Bucket.String()
+}
+
+// bucketURL is how the bucket at a configured URL calls itself: what is noted of
+// a place that cannot be opened is found again when it can be.
+func bucketURL(configured string) string {
+	scheme, _, path, err := storage.ParseURL(configured)
+	if err != nil || scheme != storage.SchemeFile {
+		return configured
+	}
+	return (&url.URL{Scheme: scheme, Path: path}).String()
 }
 
 // err is why the place is not used, or nil.

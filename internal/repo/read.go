@@ -86,6 +86,11 @@ type failure struct {
 //
 // The error is storage.ErrNotExist only if every required place answered so.
 func (r *Repository) read(ctx context.Context, key string, how reading, use func(source) error) error {
+	return r.readFrom(ctx, r.readOrder(), key, how, use)
+}
+
+// readFrom is read from some of the places, in this order.
+func (r *Repository) readFrom(ctx context.Context, places []*place, key string, how reading, use func(source) error) error {
 	var failures []failure
 	attempt := func(s source) (done bool, err error) {
 		err = use(s)
@@ -104,7 +109,7 @@ func (r *Repository) read(ctx context.Context, key string, how reading, use func
 		failures = append(failures, failure{s, err})
 		return false, nil
 	}
-	for _, p := range r.readOrder() {
+	for _, p := range places {
 		if done, err := attempt(source{repo: r, place: p}); done {
 			return err
 		}
@@ -144,6 +149,22 @@ func (r *Repository) older(ctx context.Context, p *place, key string) []string {
 		first = false
 	}
 	return versions
+}
+
+// hidden finds, below a prefix with few objects that are never deleted, those
+// that a listing does not show any more since a marker of a deletion hides
+// them. It is a second chance too.
+func (r *Repository) hidden(ctx context.Context, p *place, prefix string, found func(storage.Info)) {
+	if !p.Bucket.Capabilities().Versions {
+		return
+	}
+	for info, err := range p.Bucket.Versions(ctx, prefix) {
+		if err != nil {
+			r.log.Debug("look for hidden objects", "prefix", prefix, "repository", p.Name, "error", err.Error())
+			return
+		}
+		found(info)
+	}
 }
 
 // inCopy reports whether another copy of the object may be better.
@@ -218,6 +239,9 @@ func first(have, next error) error {
 func (r *Repository) readOrder() []*place {
 	var good, slow []*place
 	for _, p := range r.places {
+		if p.Bucket == nil {
+			r.unusable(p, p.Err)
+		}
 		p.mu.Lock()
 		if p.slow || p.Bucket == nil {
 			slow = append(slow, p)
@@ -245,6 +269,17 @@ func (s source) readAll(ctx context.Context, key string, limit int64) ([]byte, e
 	return b, nil
 }
 
+// unusable tells once that another place has to stand in for p.
+func (r *Repository) unusable(p *place, err error) {
+	p.mu.Lock()
+	again := p.told
+	p.told = true
+	p.mu.Unlock()
+	if len(r.places) > 1 && !again {
+		r.log.Warn("a repository cannot be used", "repository", p.Name, "error", err.Error())
+	}
+}
+
 // anywhere runs f for the places, for what is listed: each place that answers
 // adds to the result. It fails only if none answers.
 func (r *Repository) anywhere(f func(*place) error) error {
@@ -259,9 +294,7 @@ func (r *Repository) anywhere(f func(*place) error) error {
 			answered = true
 			continue
 		}
-		if len(r.places) > 1 {
-			r.log.Warn("a repository cannot be used", "repository", p.Name, "error", err.Error())
-		}
+		r.unusable(p, err)
 		failed = first(failed, err)
 	}
 	if !answered {

@@ -230,8 +230,20 @@ const maxMarker = 64 << 10
 
 func (r *Repository) readMarker(ctx context.Context, p *place) (marker, error) {
 	var m marker
-	s := source{repo: r, place: p}
-	b, err := s.readAll(ctx, repositoryKey, maxMarker)
+	err := r.readFrom(ctx, []*place{p}, repositoryKey, expected, func(s source) error {
+		b, err := s.readAll(ctx, repositoryKey, maxMarker)
+		if err != nil {
+			return err
+		}
+		m = marker{}
+		if err := json.Unmarshal(b, &m); err != nil {
+			return s.damaged(fmt.Errorf("decode: %w", err), repositoryKey)
+		}
+		if m.ID == "" {
+			return s.damaged(errors.New("it has no repository id"), repositoryKey)
+		}
+		return nil
+	})
 	if errors.Is(err, storage.ErrNotExist) {
 		return m, errs.New(errs.NotInitialised,
 			"Make it with: agent repo init",
@@ -239,12 +251,6 @@ func (r *Repository) readMarker(ctx context.Context, p *place) (marker, error) {
 	}
 	if err != nil {
 		return m, err
-	}
-	if err := json.Unmarshal(b, &m); err != nil {
-		return m, s.damaged(fmt.Errorf("decode: %w", err), repositoryKey)
-	}
-	if m.ID == "" {
-		return m, s.damaged(errors.New("it has no repository id"), repositoryKey)
 	}
 	if m.Format != Format {
 		return m, errs.New(errs.Config,

@@ -45,7 +45,8 @@ func (r *Repository) PutWAL(ctx context.Context, cluster ClusterID, f postgres.W
 			return err
 		}
 		there.Store(true)
-		return (source{repo: r, place: p}).sameAsStored(ctx, key, b.sum, err)
+		exists := err
+		return r.readFrom(ctx, []*place{p}, key, expected, func(s source) error { return s.sameAsStored(ctx, key, b.sum, exists) })
 	})
 	if err != nil && (isOutage(err) || ctx.Err() != nil) {
 		b.keep(body)
@@ -216,16 +217,20 @@ func missingHistory(ctx context.Context, p *place, cluster ClusterID, t postgres
 func (r *Repository) Histories(ctx context.Context, cluster ClusterID) (all map[postgres.Timeline]postgres.History, damaged map[postgres.Timeline]error, err error) {
 	all, damaged = make(map[postgres.Timeline]postgres.History), make(map[postgres.Timeline]error)
 	files := make(map[postgres.Timeline]postgres.WALFile)
+	note := func(info storage.Info) {
+		f, err := postgres.ParseWALFile(strings.TrimPrefix(info.Key, cluster.historyPrefix()))
+		if err == nil && f.Kind == postgres.WALHistory {
+			files[f.Timeline] = f
+		}
+	}
 	err = r.anywhere(func(p *place) error {
 		for info, err := range p.Bucket.List(ctx, cluster.historyPrefix(), "") {
 			if err != nil {
 				return fmt.Errorf("list timeline histories: %w", err)
 			}
-			f, err := postgres.ParseWALFile(strings.TrimPrefix(info.Key, cluster.historyPrefix()))
-			if err == nil && f.Kind == postgres.WALHistory {
-				files[f.Timeline] = f
-			}
+			note(info)
 		}
+		r.hidden(ctx, p, cluster.historyPrefix(), note)
 		return nil
 	})
 	if err != nil {

@@ -54,6 +54,7 @@ func harness(t *testing.T, server *stores.Azure, o Options, name string, big int
 		Open:      func(t *testing.T) storage.Bucket { return open(t, o) },
 		Leftovers: func(t *testing.T) []string { return leftovers(t, raw) },
 		BigObject: big,
+		Few:       true, // Azurite is slow
 	}
 }
 

@@ -32,6 +32,7 @@ func suite(t *testing.T, server *stores.GCS, prefix string) {
 			Open:      func(t *testing.T) storage.Bucket { return openIn(t, o) },
 			Leftovers: func(t *testing.T) []string { return leftovers(t, o) },
 			BigObject: oneRequest + 5<<20 + 4099, // in chunks
+			Few:       server.CAFile != "",
 		}
 	})
 }

@@ -68,6 +68,7 @@ func TestSuite(t *testing.T) {
 						return mustOpen(t, o)
 					},
 					Leftovers: func(t *testing.T) []string { return leftovers(t, root) },
+					Few:       tt.deny != nil,
 				}
 			})
 		})

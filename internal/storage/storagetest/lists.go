@@ -33,17 +33,22 @@ func (s *suite) fill(keys []string) {
 	}
 }
 
-// listKeys are more than two thousand keys whose order is easily got wrong:
-// with bytes on both sides of the slash, and directories of all sizes.
-func listKeys() []string {
+// listKeys are more than two thousand keys, or a few hundred, whose order is
+// easily got wrong: with bytes on both sides of the slash, and directories of
+// all sizes.
+func (s *suite) listKeys() []string {
+	big, tree := 1100, 1000
+	if s.h.Few {
+		big, tree = 150, 100
+	}
 	keys := []string{
 		"a-b", "a/b", "a.b", "a0", "ab", "a/b-c", "a+b/c", "a,b/c", "a-b/c0", "a/c/d", "a/c-d", "a/c.d", "a/c0d", "a/c/d0/e",
 		"B/x", "b/x", "_/x", "z/y-/x", "z/y/x", "z/y./x.y", "z/y+", "z/y,", "z/y", "zz", "=", "@",
 	}
-	for i := range 1100 {
+	for i := range big {
 		keys = append(keys, fmt.Sprintf("big/%024X", i*7))
 	}
-	for i := range 1000 {
+	for i := range tree {
 		keys = append(keys, fmt.Sprintf("tree/%x/%02x/%x", i%10, i/10%20, i))
 	}
 	keys = slices.DeleteFunc(keys, func(k string) bool {
@@ -56,7 +61,7 @@ func listKeys() []string {
 }
 
 func (s *suite) testList() {
-	keys := listKeys()
+	keys := s.listKeys()
 	shuffled := slices.Clone(keys)
 	rnd := rand.New(rand.NewPCG(3, 4))
 	rnd.Shuffle(len(shuffled), func(i, j int) { shuffled[i], shuffled[j] = shuffled[j], shuffled[i] })
@@ -207,7 +212,11 @@ func (s *suite) testDelete() {
 }
 
 func (s *suite) testDeleteMany() {
-	keys := make([]string, 1500)
+	n := 1500
+	if s.h.Few {
+		n = 300
+	}
+	keys := make([]string, n)
 	for i := range keys {
 		keys[i] = fmt.Sprintf("many/%d/%04d", i%7, i)
 	}
@@ -250,7 +259,7 @@ func (s *suite) testDeleteBesidePut() {
 
 // testFolders compares with what the keys themselves say.
 func (s *suite) testFolders() {
-	keys := listKeys()
+	keys := s.listKeys()
 	s.fill(keys)
 	for _, prefix := range []string{"", "a/", "big/", "tree/", "tree/3/", "tree/3/0a/", "z/", "none/"} {
 		var want []string

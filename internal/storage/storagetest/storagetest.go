@@ -26,6 +26,9 @@ type Harness struct {
 	// a little over 32 MiB. A backend with multipart uploads gives one that
 	// needs several parts.
 	BigObject int64
+	// Few lists and deletes hundreds of objects instead of thousands: for slow
+	// servers, and for a second run of one backend.
+	Few bool
 }
 
 const defaultBig = 32<<20 + 4099
