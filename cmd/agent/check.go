@@ -77,17 +77,10 @@ func (a *app) nagios(report check.Report) error {
 	if err := fprint(a.stdout, "%s\n", line); err != nil {
 		return err
 	}
-	// The kinds whose exit statuses are the plugin's.
-	switch status {
-	case check.NagiosOK:
+	if status == check.NagiosOK {
 		return nil
-	case check.NagiosWarning:
-		return errs.New(errs.Other, "", "warning")
-	case check.NagiosCritical:
-		return errs.New(errs.Config, "", "critical")
-	default:
-		return errs.New(errs.NotInitialised, "", "unknown")
 	}
+	return pluginStatus(status)
 }
 
 // checked makes all checks.

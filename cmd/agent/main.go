@@ -81,8 +81,17 @@ func commandOf(root *cobra.Command, args []string) string {
 	}
 }
 
+// pluginStatus is the outcome of a monitoring plugin: an exit status of its
+// own, and no error to print.
+type pluginStatus int
+
+func (pluginStatus) Error() string { return "not all is well" }
+
 func exitCode(command string, err error) int {
+	var plugin pluginStatus
 	switch {
+	case errors.As(err, &plugin):
+		return int(plugin)
 	case err == nil:
 		return 0
 	case command == "wal-push":
@@ -119,6 +128,9 @@ func (a *app) signals(command string) (context.Context, func()) {
 
 // fail tells the user what happened and what to do.
 func (a *app) fail(err error, code int) {
+	if plugin := pluginStatus(0); errors.As(err, &plugin) {
+		return // all was said
+	}
 	if errors.Is(err, wal.ErrNotFound) {
 		// The normal end of every recovery: not an error to worry about.
 		a.log.Info(err.Error())

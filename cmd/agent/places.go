@@ -65,7 +65,7 @@ func (a *app) places(ctx context.Context, cfg *config.Config, how opening) ([]re
 	several := len(cfg.Repositories) > 1
 	var all []repo.Place
 	for _, r := range cfg.Repositories {
-		p := repo.Place{Name: r.Name, URL: r.URL, Required: r.Required}
+		p := repo.Place{Name: r.Name, URL: r.URL, At: r.S3Endpoint + r.GCSEndpoint + r.AzureEndpoint + r.AzureAccount, Required: r.Required}
 		if i := r.Immutable; i != nil {
 			p.Immutable = &repo.Immutable{Mode: storage.LockMode(i.Mode), For: i.For, FullEvery: cfg.FullEvery}
 		}

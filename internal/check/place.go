@@ -259,18 +259,10 @@ func (p *probe) inside(dataDir string) {
 // behind says what a best-effort repository lacks, as far as this host knows.
 func (p *probe) behind() {
 	debts := p.debts()
-	owed := repo.Debt{}
-	for _, url := range p.urls() {
-		d, err := debts.Owed(url)
-		if err != nil {
-			p.fail(RepositoryBehind, p.place.Name, err, errs.Config, "")
-			return
-		}
-		owed.Keys = append(owed.Keys, d.Keys...)
-		owed.All = owed.All || d.All
-		if !d.Since.IsZero() && (owed.Since.IsZero() || d.Since.Before(owed.Since)) {
-			owed.Since = d.Since
-		}
+	owed, err := debts.Owed(p.place.ID())
+	if err != nil {
+		p.fail(RepositoryBehind, p.place.Name, err, errs.Config, "")
+		return
 	}
 	switch {
 	case owed.Empty() && p.place.Required:
@@ -290,16 +282,6 @@ func (p *probe) behind() {
 		}
 		p.warn(RepositoryBehind, p.place.Name, facts, "When it can be reached, bring it up to date with: agent repo sync", "%s", text)
 	}
-}
-
-// urls are the names under which debts of the place are kept: that of an
-// opened store, and the configured one from when it could not be opened.
-func (p *probe) urls() []string {
-	urls := []string{p.place.URL}
-	if b := p.place.Bucket; b != nil && b.String() != p.place.URL {
-		urls = append(urls, b.String())
-	}
-	return urls
 }
 
 // cluster says whether the repository holds anything of the server's cluster.

@@ -20,12 +20,12 @@ func (r *Repository) Behind() ([]Behind, error) {
 		if p.Required {
 			continue
 		}
-		debt, err := r.debts.Owed(p.String())
+		debt, err := r.debts.Owed(p.ID())
 		failures = append(failures, err)
 		if debt.Empty() {
 			continue
 		}
-		all = append(all, Behind{Name: p.Name, URL: p.String(), Debt: debt, Suspended: r.debts.suspension(p.String(), r.now())})
+		all = append(all, Behind{Name: p.Name, URL: p.String(), Debt: debt, Suspended: r.debts.suspension(p.ID(), r.now())})
 	}
 	return all, errors.Join(failures...)
 }

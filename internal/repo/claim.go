@@ -75,9 +75,10 @@ func (l *Lease) put(ctx context.Context, n int) error {
 	if err != nil {
 		return fmt.Errorf("encode claim: %w", err)
 	}
+	body = append(body, '\n')
 	// A claim is never locked: it is to go when the backup ends.
 	err = l.repo.everywhere(ctx, "", func(ctx context.Context, p *place) error {
-		_, err := p.putOwned(ctx, l.cluster.claimKey(l.claim.Backup, n), storage.Bytes(append(body, '\n')), storage.PutOptions{})
+		_, err := p.putOwned(ctx, l.cluster.claimKey(l.claim.Backup, n), storage.Bytes(body), storage.PutOptions{})
 		return err
 	})
 	if err != nil {

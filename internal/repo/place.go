@@ -21,11 +21,27 @@ type Place struct {
 	// opened. URL then names it.
 	Err error
 	URL string
+	// At is the endpoint or account where the URL alone does not say which
+	// store is meant; empty where it does.
+	At string
 	// Required says that nothing is durable before it is here. The others are
 	// written as well as it goes, and catch up later.
 	Required bool
 	// Immutable locks every object as it is written; nil: no lock.
 	Immutable *Immutable
+}
+
+// ID is by what a host remembers a place: its URL as the store gives it, and
+// where that store is.
+func (p Place) ID() string {
+	id := bucketURL(p.URL)
+	if p.Bucket != nil {
+		id = p.Bucket.String()
+	}
+	if p.At != "" {
+		id += " at " + p.At
+	}
+	return id
 }
 
 // Immutable says how objects are locked.
@@ -189,12 +205,12 @@ func (r *Repository) drop(ctx context.Context, p *place, err error, debt string)
 	}
 	if p.fail(err) {
 		r.log.Warn("a best-effort repository is left out; agent repo sync brings it up to date", "repository", p.Name, "error", err.Error())
-		r.debts.suspend(p.String(), r.now(), err)
+		r.debts.suspend(p.ID(), r.now(), err)
 	}
 	if debt == "" {
 		return
 	}
-	if err := r.debts.add(p.String(), debt, r.now()); err != nil {
+	if err := r.debts.add(p.ID(), debt, r.now()); err != nil {
 		r.log.Warn("cannot note what a repository lacks; agent repo sync finds it by comparing", "repository", p.Name, "error", err.Error())
 	}
 }

@@ -148,7 +148,7 @@ func (r *Repository) init(ctx context.Context, p *place) (id string, err error) 
 	if err != nil {
 		return "", err
 	}
-	return m.ID, r.pins.set(p.String(), m.ID, r.now())
+	return m.ID, r.pins.set(p.ID(), m.ID, r.now())
 }
 
 // Check proves that the repository is the one it was: in each place
@@ -162,7 +162,7 @@ func (r *Repository) Check(ctx context.Context) error {
 		if p.Required {
 			continue
 		}
-		if err := r.debts.suspension(p.String(), r.now()); err != nil {
+		if err := r.debts.suspension(p.ID(), r.now()); err != nil {
 			p.fail(err)
 		}
 	}
@@ -182,7 +182,7 @@ func (r *Repository) CheckAny(ctx context.Context) error {
 }
 
 func (r *Repository) check(ctx context.Context, p *place) error {
-	pin, err := r.pins.get(p.String())
+	pin, err := r.pins.get(p.ID())
 	if err != nil {
 		return err
 	}
@@ -198,25 +198,25 @@ func (r *Repository) check(ctx context.Context, p *place) error {
 			// The cause is not wrapped: its hint, to make a repository, is the
 			// wrong advice here.
 			return errs.Wrap(ErrGone, errs.NotInitialised,
-				"It was there before: look for an empty mount point, a changed prefix or lost data. If you really began anew, remove "+r.pins.path(p.String())+".",
+				"It was there before: look for an empty mount point, a changed prefix or lost data. If you really began anew, remove "+r.pins.path(p.ID())+".",
 				"the repository %s (id %s) is gone", pin.URL, pin.ID)
 		}
 		return err
 	}
 	if pin != nil && pin.ID != m.ID {
 		return errs.New(errs.Foreign,
-			"Another repository is at this place: a wrong URL or mount. If it was replaced on purpose, remove "+r.pins.path(p.String())+".",
+			"Another repository is at this place: a wrong URL or mount. If it was replaced on purpose, remove "+r.pins.path(p.ID())+".",
 			"repository %s has id %s, but this host has pinned id %s", p, m.ID, pin.ID)
 	}
 	if pin == nil {
-		return r.pins.set(p.String(), m.ID, r.now())
+		return r.pins.set(p.ID(), m.ID, r.now())
 	}
 	if cheap {
 		return nil
 	}
 	// The lease only saves requests: a full state directory is no reason to
 	// let WAL pile up.
-	if err := r.pins.set(p.String(), m.ID, r.now()); err != nil {
+	if err := r.pins.set(p.ID(), m.ID, r.now()); err != nil {
 		r.log.Debug("renew the lease of the repository", "error", err.Error())
 	}
 	return nil

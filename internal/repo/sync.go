@@ -116,7 +116,7 @@ func (r *Repository) targets(o SyncOptions) ([]*place, error) {
 			continue
 		}
 		if o.Pending {
-			debt, err := r.debts.Owed(p.String())
+			debt, err := r.debts.Owed(p.ID())
 			if err != nil {
 				return nil, err
 			}
