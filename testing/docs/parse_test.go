@@ -27,7 +27,11 @@ type document struct {
 	name   string // relative to the project's folder
 	text   string
 	blocks []block
+	stores []string // kinds of servers that its commands need
 }
+
+// storeComment asks for a server.
+var storeComment = regexp.MustCompile(`(?m)^<!-- store (\w+) -->$`)
 
 // documents returns all texts for users and contributors.
 func documents(t *testing.T) []document {
@@ -49,6 +53,9 @@ func documents(t *testing.T) []document {
 		d := document{name: p, text: string(text)}
 		if d.blocks, err = parse(d.text); err != nil {
 			t.Fatalf("%s: %v", p, err)
+		}
+		for _, m := range storeComment.FindAllStringSubmatch(d.text, -1) {
+			d.stores = append(d.stores, m[1])
 		}
 		all = append(all, d)
 	}

@@ -54,7 +54,10 @@ func runDocument(t *testing.T, d document) {
 		"port": strconv.Itoa(s.Port), "listen_addresses": "", "unix_socket_directories": s.SocketDir,
 	})
 
-	here := func(text string) string { return scratchPaths.ReplaceAllString(text, "${1}"+dir+"/$2") }
+	examples := startStores(t, dir, d)
+	here := func(text string) string {
+		return scratchPaths.ReplaceAllString(examples.real(text), "${1}"+dir+"/$2")
+	}
 	script := &strings.Builder{}
 	for i, b := range d.blocks {
 		fmt.Fprintf(script, "echo '%s:%d' >&2\n{\n%s} >%s\n", d.name, b.line, here(b.script), outputOf(dir, i))
@@ -78,7 +81,7 @@ func runDocument(t *testing.T, d document) {
 		t.Fatalf("run the commands of %s: %v\n%s%s", d.name, err, read(t, messages.Name()), logs(t, dir))
 	}
 	for i, b := range d.blocks {
-		printed := strings.ReplaceAll(read(t, outputOf(dir, i)), dir, "")
+		printed := strings.ReplaceAll(examples.shown(read(t, outputOf(dir, i))), dir, "")
 		if b.checks && !fits(b.output, printed) {
 			t.Errorf("%s:%d printed\n%s\nand not\n%s", d.name, b.line, printed, b.output)
 		}

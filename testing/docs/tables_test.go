@@ -101,7 +101,7 @@ func jsonFields(typ reflect.Type) map[string]string {
 		if strings.Contains(options, "string") {
 			kind = "string"
 		}
-		if strings.Contains(options, "omitempty") {
+		if strings.Contains(options, "omitempty") || strings.Contains(options, "omitzero") {
 			kind += ", optional"
 		}
 		fields[name] = kind
