@@ -40,7 +40,7 @@ cannot be reached is left out; when it is back, a push starts agent repo sync
 			if err != nil {
 				return err
 			}
-			p := &wal.Pusher{Repo: r, Log: a.log, Cluster: repo.ClusterID(cluster)}
+			p := &wal.Pusher{Repo: r, Log: a.log, Now: time.Now, StateDir: cfg.StateDir, Cluster: repo.ClusterID(cluster)}
 			if err := p.Push(ctx, args[0]); err != nil {
 				return err
 			}
@@ -51,6 +51,9 @@ cannot be reached is left out; when it is back, a push starts agent repo sync
 	clusterFlag(cmd, &cluster)
 	return cmd
 }
+
+// gapWait is how long wal-fetch waits for a segment that arrives out of order.
+const gapWait = 5 * time.Second
 
 // The default of timeout: a push has this long, and as much more as its file
 // takes at a megabyte per second.
@@ -97,7 +100,7 @@ Beside a standby.signal an outage of the repository is waited out
 			open := func(ctx context.Context) (*repo.Repository, error) {
 				return a.open(ctx, cfg, opening{hurry: true, patience: quickPatience})
 			}
-			f := &wal.Fetcher{Open: open, Log: a.log, OnOutage: wal.OutagePolicy(cfg.StandbyOnOutage), Cluster: repo.ClusterID(cluster)}
+			f := &wal.Fetcher{GapWait: gapWait, Open: open, Log: a.log, OnOutage: wal.OutagePolicy(cfg.StandbyOnOutage), Cluster: repo.ClusterID(cluster)}
 			return f.Fetch(cmd.Context(), args[0], args[1])
 		},
 	}

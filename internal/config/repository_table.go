@@ -103,7 +103,7 @@ func repositoryTable() []repositoryOption {
 			"The endpoint of an S3-compatible service; without it the SDK decides (AWS_ENDPOINT_URL, AWS's own).",
 			func(r *Repository) *string { return &r.S3Endpoint }),
 		text(s3, "s3_region", "s3-region", "REGION", "letters, digits, - and _", word(64, "_-"),
-			"The region of the bucket; without it the SDK decides (AWS_REGION, the profile), and where that says nothing it is asked of the service.",
+			"The region of the bucket; without it the SDK decides (AWS_REGION, the profile); with an endpoint and no region it is us-east-1.",
 			func(r *Repository) *string { return &r.S3Region }),
 		text(s3, "s3_profile", "s3-profile", "NAME", "the name of a profile in the configuration files of AWS", storeText[Repository],
 			"The profile from which credentials and region are taken; without it AWS_PROFILE.",

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+
+	"walagent/internal/storage"
 )
 
 // spoolMemory is how much of a spool stays in memory.
@@ -67,10 +69,26 @@ func (s *spool) spill() error {
 // Open reads the spool from its start.
 func (s *spool) Open() (io.ReadCloser, error) {
 	if s.file == nil {
-		return io.NopCloser(bytes.NewReader(s.mem.Bytes())), nil
+		return storage.Bytes(s.mem.Bytes()).Open()
 	}
-	return io.NopCloser(io.NewSectionReader(s.file, 0, s.size)), nil
+	return spoolReader{io.NewSectionReader(s.file, 0, s.size)}, nil
 }
+
+// spoolReader can go back and write itself, so that a store's client hashes the
+// bytes and then sends them without keeping them in memory.
+type spoolReader struct{ *io.SectionReader }
+
+// WriteTo copies what is left.
+func (s spoolReader) WriteTo(w io.Writer) (int64, error) {
+	n, err := io.CopyBuffer(w, struct{ io.Reader }{s.SectionReader}, make([]byte, 256<<10))
+	if err != nil {
+		return n, fmt.Errorf("copy spool: %w", err)
+	}
+	return n, nil
+}
+
+// Close leaves the file open; it is the spool's.
+func (spoolReader) Close() error { return nil }
 
 // readerAt gives what was written in any order.
 func (s *spool) readerAt() io.ReaderAt {

@@ -49,6 +49,9 @@ type Fetcher struct {
 	Open     func(context.Context) (*repo.Repository, error)
 	Log      *slog.Logger
 	OnOutage OutagePolicy
+	// GapWait is how long a segment is awaited that is missing between others:
+	// a server archives several at a time, and the last one may arrive first.
+	GapWait time.Duration
 	// Cluster says whose files are wanted where the directory above the
 	// destination does not; 0 is unknown.
 	Cluster repo.ClusterID
@@ -137,16 +140,42 @@ func (f *Fetcher) fetch(ctx context.Context, file postgres.WALFile, dest string,
 	if err != nil {
 		return err
 	}
-	// A standby asks for the next segment again and again, and can stream it.
-	err = f.Repo.ReadWAL(ctx, cluster, file, standby, func(body io.Reader) error { return place(body, file, dest, cluster) })
-	if errors.Is(err, storage.ErrNotExist) {
-		return f.miss(ctx, cluster, file, owner, standby)
+	for waited := time.Duration(0); ; waited += gapPoll {
+		// A standby asks for the next segment again and again, and can stream it.
+		err = f.Repo.ReadWAL(ctx, cluster, file, standby, func(body io.Reader) error { return place(body, file, dest, cluster) })
+		switch {
+		case err == nil:
+			f.Log.Debug("fetched", "wal", file.Name)
+			return nil
+		case !errors.Is(err, storage.ErrNotExist):
+			return fmt.Errorf("fetch %s: %w", file.Name, err)
+		}
+		err = f.miss(ctx, cluster, file, owner, standby)
+		if !errors.Is(err, errGap) || waited >= f.GapWait {
+			return err
+		}
+		f.Log.Info("waiting for a segment that is missing between others", "wal", file.Name)
+		if err := sleep(ctx, gapPoll); err != nil {
+			return err
+		}
 	}
-	if err != nil {
-		return fmt.Errorf("fetch %s: %w", file.Name, err)
+}
+
+// gapPoll is how often a segment that is missing between others is looked for.
+const gapPoll = 500 * time.Millisecond
+
+// errGap is that a segment must have been in the repository.
+var errGap = errors.New("it is missing between others")
+
+func sleep(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
 	}
-	f.Log.Debug("fetched", "wal", file.Name)
-	return nil
 }
 
 // cluster is that of the data directory; without one, the only one there is.
@@ -202,7 +231,7 @@ func (f *Fetcher) miss(ctx context.Context, cluster repo.ClusterID, file postgre
 		return err
 	}
 	if reason != "" {
-		return errs.New(errs.Damaged,
+		return errs.Wrap(errGap, errs.Damaged,
 			"Recovery cannot pass it: bring the segment back from another copy or from the old server's pg_wal (agent wal-push), or recover to a moment before it, with a target.",
 			"%s is missing from %s, but %s", file.Name, f.Repo, reason)
 	}

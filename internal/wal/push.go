@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"time"
 
 	"walagent/internal/errs"
 	"walagent/internal/postgres"
@@ -22,69 +23,108 @@ import (
 type Pusher struct {
 	Repo *repo.Repository
 	Log  *slog.Logger
+	Now  func() time.Time
+	// StateDir is where what was archived ahead is recorded; empty: nothing is.
+	StateDir string
 	// Cluster says whose files these are where neither the file nor the
 	// directory above it does; 0 is unknown.
 	Cluster repo.ClusterID
+
+	done *done
 }
 
 // Push archives the file at path, whose base name says what it is. When it
 // returns without error the file is durable in the repository. A file that is
 // there already with the same bytes is success; with other bytes it is an
 // error, and nothing is replaced.
+//
+// Files that the server has marked ready behind it are archived beside it, and
+// recorded, so that the calls for them end at once.
 func (p *Pusher) Push(ctx context.Context, path string) (err error) {
 	name, err := postgres.ParseWALFile(filepath.Base(path))
 	if err != nil {
 		return errs.Wrap(err, errs.Usage, "archive_command is: agent wal-push %p", "archive %s", path)
 	}
-	file, size, err := openRegular(path)
+	p.done = newDone(p.StateDir, p.Repo)
+	c, err := p.open(ctx, name, path)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, file.Close()) }()
-
-	owner, err := ownerOf(ctx, path)
-	if err != nil {
-		return err
-	}
-	cluster, check, err := p.identify(name, file, size, owner)
-	if err != nil {
-		return err
+	defer func() { err = errors.Join(err, c.file.Close()) }()
+	if p.StateDir != "" && p.done.take(c.cluster, name.Name, c.info) {
+		p.Log.Debug("was archived by an earlier call", "wal", name.Name)
+		return nil
 	}
 	if err := p.Repo.Check(ctx); err != nil {
 		return err
 	}
-	existed, err := p.Repo.PutWAL(ctx, cluster, name, file, size, check)
-	if err != nil {
-		return fmt.Errorf("archive %s: %w", name.Name, err)
+	stop := p.batch(ctx, path)
+	err = p.put(ctx, c)
+	stop()
+	if err == nil && p.StateDir != "" {
+		p.done.sweep(ctx, p.Now())
 	}
-	for _, w := range check.Warnings() {
-		p.Log.Warn(w, "wal", name.Name)
+	return err
+}
+
+// candidate is an opened file that is to be archived.
+type candidate struct {
+	name    postgres.WALFile
+	file    *os.File
+	info    os.FileInfo // from before its bytes are read
+	cluster repo.ClusterID
+	check   checker
+}
+
+func (p *Pusher) open(ctx context.Context, name postgres.WALFile, path string) (*candidate, error) {
+	file, info, err := openRegular(path)
+	if err != nil {
+		return nil, err
+	}
+	owner, err := ownerOf(ctx, path)
+	if err != nil {
+		return nil, errors.Join(err, file.Close())
+	}
+	c := &candidate{name: name, file: file, info: info}
+	if c.cluster, c.check, err = p.identify(name, file, info.Size(), owner); err != nil {
+		return nil, errors.Join(err, file.Close())
+	}
+	return c, nil
+}
+
+func (p *Pusher) put(ctx context.Context, c *candidate) error {
+	existed, err := p.Repo.PutWAL(ctx, c.cluster, c.name, c.file, c.info.Size(), c.check)
+	if err != nil {
+		return fmt.Errorf("archive %s: %w", c.name.Name, err)
+	}
+	for _, w := range c.check.Warnings() {
+		p.Log.Warn(w, "wal", c.name.Name)
 	}
 	if existed {
-		p.Log.Info("was archived already with the same bytes", "wal", name.Name)
+		p.Log.Info("was archived already with the same bytes", "wal", c.name.Name)
 	} else {
-		p.Log.Debug("archived", "wal", name.Name, "bytes", size)
+		p.Log.Debug("archived", "wal", c.name.Name, "bytes", c.info.Size())
 	}
 	return nil
 }
 
-func openRegular(path string) (*os.File, int64, error) {
+func openRegular(path string) (*os.File, os.FileInfo, error) {
 	file, err := os.Open(path)
 	if err != nil {
 		hint := ""
 		if errors.Is(err, fs.ErrPermission) {
 			hint = "Run the agent as the user that PostgreSQL runs as."
 		}
-		return nil, 0, errs.Wrap(err, errs.Other, hint, "open WAL file")
+		return nil, nil, errs.Wrap(err, errs.Other, hint, "open WAL file")
 	}
 	info, err := file.Stat()
 	if err == nil && !info.Mode().IsRegular() {
 		err = errors.New("not a regular file")
 	}
 	if err != nil {
-		return nil, 0, errors.Join(fmt.Errorf("open WAL file %s: %w", path, err), file.Close())
+		return nil, nil, errors.Join(fmt.Errorf("open WAL file %s: %w", path, err), file.Close())
 	}
-	return file, info.Size(), nil
+	return file, info, nil
 }
 
 // checker is told the bytes of a file and says at the end what they are worth.

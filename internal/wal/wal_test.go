@@ -111,7 +111,7 @@ func newWorld(t *testing.T) *world {
 	if _, err := w.repo.Init(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	w.push = &Pusher{Repo: w.repo, Log: log}
+	w.push = &Pusher{Repo: w.repo, Log: log, Now: time.Now, StateDir: t.TempDir()}
 	w.fetch = &Fetcher{Repo: w.repo, Log: log, OnOutage: OutageWait}
 	w.write("global/pg_control", fixture(t, major+"/pg_control.zst"))
 	w.write("pg_wal/x", nil)
@@ -456,5 +456,100 @@ func TestSweep(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(dir, tempPrefix+dead+"-"+first)); !errors.Is(err, os.ErrNotExist) {
 		t.Fatal("what a dead process left is still there")
+	}
+}
+
+// One call archives what is ready behind its file, and the calls for the rest
+// ask the store nothing.
+func TestPushBatch(t *testing.T) {
+	w := newWorld(t)
+	names := []string{first, second}
+	bodies := map[string][]byte{first: fixture(t, major+"/"+first+".zst"), second: fixture(t, major+"/"+second+".zst"), "00000002.history": fixture(t, "timeline/00000002.history")}
+	for name, body := range bodies {
+		w.write("pg_wal/"+name, body)
+		w.write("pg_wal/archive_status/"+name+".ready", nil)
+	}
+	w.write("pg_wal/archive_status/junk.ready", nil)
+	w.write("pg_wal/archive_status/00000001000000000000000A.ready", nil) // before what is asked for, and gone
+	push := func(name string) error { return w.push.Push(t.Context(), filepath.Join(w.pgdata, "pg_wal", name)) }
+	if err := push(first); err != nil {
+		t.Fatal(err)
+	}
+	for name, body := range bodies {
+		if got, err := w.restore(name); err != nil || !bytes.Equal(got, body) {
+			t.Fatalf("%s: %d bytes, %v", name, len(got), err)
+		}
+	}
+	// The store is away, and nobody notices.
+	w.bucket.left.Store(-1)
+	for _, name := range []string{"00000002.history", second} {
+		if err := push(name); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if err := push(name); !errors.Is(err, storage.ErrUnavailable) {
+			t.Fatalf("%s is taken for archived a second time: %v", name, err)
+		}
+	}
+	w.bucket.left.Store(0)
+	// A file of the same name that is another one is never taken for archived.
+	for what, change := range map[string]func(path string){
+		"other bytes": func(path string) {
+			body := bytes.Clone(bodies[second])
+			body[len(body)-1] ^= 1
+			w.write("pg_wal/"+second, body)
+		},
+		"another file": func(path string) {
+			if err := errors.Join(os.Rename(path, path+".old"), os.WriteFile(path, bodies[second], 0o600)); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"touched": func(path string) {
+			if err := os.Chtimes(path, time.Time{}, time.Now().Add(time.Second)); err != nil {
+				t.Fatal(err)
+			}
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			w.write("pg_wal/"+second, bodies[second])
+			if err := push(names[0]); err != nil {
+				t.Fatal(err)
+			}
+			change(filepath.Join(w.pgdata, "pg_wal", second))
+			w.bucket.left.Store(-1)
+			defer w.bucket.left.Store(0)
+			if err := push(second); !errors.Is(err, storage.ErrUnavailable) {
+				t.Fatalf("it is taken for archived: %v", err)
+			}
+		})
+	}
+	t.Run("other repository", func(t *testing.T) {
+		w.write("pg_wal/"+second, bodies[second])
+		if err := push(first); err != nil {
+			t.Fatal(err)
+		}
+		other := newWorld(t)
+		other.push.StateDir = w.push.StateDir
+		if err := other.push.Push(t.Context(), filepath.Join(w.pgdata, "pg_wal", second)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := other.restore(second); err != nil {
+			t.Fatalf("it was not archived there: %v", err)
+		}
+	})
+}
+
+// A file behind that cannot be archived changes nothing for the one that was
+// asked for, and is an error when its turn comes.
+func TestPushBatchBad(t *testing.T) {
+	w := newWorld(t)
+	for name, body := range map[string][]byte{first: fixture(t, major+"/"+first+".zst"), second: make([]byte, 16<<20)} {
+		w.write("pg_wal/"+name, body)
+		w.write("pg_wal/archive_status/"+name+".ready", nil)
+	}
+	if err := w.push.Push(t.Context(), filepath.Join(w.pgdata, "pg_wal", first)); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.push.Push(t.Context(), filepath.Join(w.pgdata, "pg_wal", second)); errs.KindOf(err) != errs.Damaged {
+		t.Fatalf("got %v", err)
 	}
 }

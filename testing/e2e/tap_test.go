@@ -23,8 +23,10 @@ type tap struct {
 	URL     string
 	Address string // host:port
 
-	mu   sync.Mutex
-	seen []*request
+	mu      sync.Mutex
+	seen    []*request
+	running int
+	idle    sync.Cond
 }
 
 // headSize is how much of a body is remembered.
@@ -45,12 +47,15 @@ func newTap(t *testing.T, upstream string, answer func(http.ResponseWriter, *htt
 		r.Out.Host = r.In.Host // it is signed
 	}}
 	p := &tap{}
+	p.idle.L = &p.mu
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		seen := &request{Request: r}
 		r.Body = struct {
 			io.Reader
 			io.Closer
 		}{io.TeeReader(r.Body, &headWriter{to: &seen.head}), r.Body}
+		p.busy(1)
+		defer p.busy(-1)
 		if answer == nil || !answer(w, r) {
 			proxy.ServeHTTP(w, r)
 		}
@@ -71,10 +76,21 @@ func (h *headWriter) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// taken gives what was asked since the last call.
+func (p *tap) busy(n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.running += n
+	p.idle.Broadcast()
+}
+
+// taken gives what was asked and answered since the last call. What is just
+// being asked is waited for.
 func (p *tap) taken() []*request {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	for p.running > 0 {
+		p.idle.Wait()
+	}
 	seen := p.seen
 	p.seen = nil
 	return seen

@@ -236,7 +236,7 @@ func misused(e *azcore.ResponseError, text string) error {
 	case e.ErrorCode == string(bloberror.BlobArchived), e.ErrorCode == string(bloberror.BlobBeingRehydrated):
 		return errs.Wrap(err, errs.Storage, "Set the blob's access tier to Hot, Cool or Cold and wait until it can be read; keep life-cycle rules from archiving the repository.", "")
 	case strings.Contains(e.ErrorCode, "EncryptionScope"):
-		return errs.Wrap(err, errs.Config, "Check encryption_scope: the account must have it, and the container must allow it.", "")
+		return errs.Wrap(err, errs.Config, "Check kms_key, the encryption scope: the account must have it, and the container must allow it.", "")
 	case e.ErrorCode == string(bloberror.InvalidResourceName), e.ErrorCode == string(bloberror.InvalidURI):
 		return errs.Wrap(err, errs.Config, "Check the names of account, container and prefix, and the endpoint.", "")
 	}

@@ -243,7 +243,7 @@ func (a *answer) refused() error {
 		return withClass(storage.ErrUnavailable, a)
 	case a.code == "UserProjectMissing", strings.Contains(text, "requester pays"):
 		return errs.Wrap(withClass(storage.ErrPermission, a), errs.Config,
-			"Name the project that pays for the requests (user_project).", "the bucket is one whose requester pays")
+			"Name the project that pays for the requests (gcs_user_project).", "the bucket is one whose requester pays")
 	default:
 		return a
 	}
@@ -256,7 +256,7 @@ func noLocks(err error) error {
 		return err
 	}
 	return errs.Wrap(withClass(storage.ErrUnsupported, said), errs.Config,
-		"Enable object retention on the bucket: gcloud storage buckets update gs://BUCKET --enable-per-object-retention.",
+		"Use a bucket with object retention: gcloud storage buckets create gs://BUCKET --enable-per-object-retention.",
 		"the bucket does not take the lock")
 }
 
