@@ -7,6 +7,7 @@
 package bench_test
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"os"
@@ -15,7 +16,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"text/tabwriter"
 	"time"
@@ -45,14 +45,59 @@ func (b *bench) sh(script string, env ...string) cost {
 
 func (b *bench) run(cmd *exec.Cmd) cost {
 	b.t.Helper()
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
 	began := time.Now()
-	out, err := cmd.CombinedOutput()
+	if err := cmd.Start(); err != nil {
+		b.t.Fatalf("%s: %v", cmd, err)
+	}
+	peak := watchMemory(cmd.Process.Pid)
+	err := cmd.Wait()
 	wall := time.Since(began)
 	if err != nil {
-		b.t.Fatalf("%s: %v\n%s", cmd, err, out)
+		b.t.Fatalf("%s: %v\n%s", cmd, err, out.String())
 	}
-	use := cmd.ProcessState.SysUsage().(*syscall.Rusage)
-	return cost{wall: wall, cpu: cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime(), rss: use.Maxrss << 10}
+	return cost{wall: wall, cpu: cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime(), rss: peak()}
+}
+
+// watchMemory follows the peak of a process, which is what it has reached when
+// it was last seen. Rusage would tell that of this process, if it is larger: the
+// kernel keeps it over fork and exec.
+func watchMemory(pid int) (peak func() int64) {
+	stop, done := make(chan struct{}), make(chan int64)
+	go func() {
+		most := int64(0)
+		tick := time.NewTicker(5 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				most = max(most, highWater(pid))
+			case <-stop:
+				done <- most
+				return
+			}
+		}
+	}()
+	return func() int64 {
+		close(stop)
+		return <-done
+	}
+}
+
+// highWater is VmHWM of a process, in bytes; 0 if it has ended.
+func highWater(pid int) int64 {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(status)) {
+		var kb int64
+		if n, _ := fmt.Sscanf(line, "VmHWM: %d kB", &kb); n == 1 {
+			return kb << 10
+		}
+	}
+	return 0
 }
 
 // output is what a shell command prints.
