@@ -80,7 +80,7 @@ func (a *app) nagios(report check.Report) error {
 	if status == check.NagiosOK {
 		return nil
 	}
-	return pluginStatus(status)
+	return pluginError(status)
 }
 
 // checked makes all checks.

@@ -81,14 +81,14 @@ func commandOf(root *cobra.Command, args []string) string {
 	}
 }
 
-// pluginStatus is the outcome of a monitoring plugin: an exit status of its
+// pluginError is the outcome of a monitoring plugin: an exit status of its
 // own, and no error to print.
-type pluginStatus int
+type pluginError int
 
-func (pluginStatus) Error() string { return "not all is well" }
+func (pluginError) Error() string { return "not all is well" }
 
 func exitCode(command string, err error) int {
-	var plugin pluginStatus
+	var plugin pluginError
 	switch {
 	case errors.As(err, &plugin):
 		return int(plugin)
@@ -128,7 +128,7 @@ func (a *app) signals(command string) (context.Context, func()) {
 
 // fail tells the user what happened and what to do.
 func (a *app) fail(err error, code int) {
-	if plugin := pluginStatus(0); errors.As(err, &plugin) {
+	if plugin := pluginError(0); errors.As(err, &plugin) {
 		return // all was said
 	}
 	if errors.Is(err, wal.ErrNotFound) {
