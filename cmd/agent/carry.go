@@ -29,9 +29,7 @@ func (a *app) fromEnvironment(cfg *config.Config) []string {
 			}
 		}
 	}
-	if len(cfg.Repositories) > 1 && os.Getenv("AGENT_REPOSITORIES") != "" {
-		secrets = append(secrets, "AGENT_REPOSITORIES")
-	}
+	secret("AGENT_REPOSITORIES") // which has no flag
 	for _, r := range cfg.Repositories {
 		scheme, _, _, err := storage.ParseURL(r.URL)
 		if err != nil {

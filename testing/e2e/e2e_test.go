@@ -44,6 +44,7 @@ type plan struct {
 	sealed      bool   // encrypt for a new recipient, whose identity only restores get
 	command     string // archive_command, %s is the agent with its settings; empty is the usual one
 	url         string // of the repository; empty is a folder of the test's
+	list        string // AGENT_REPOSITORIES=..., of several repositories
 	// reach is the environment without which the repository cannot be reached:
 	// of the server, and of the agent wherever it runs.
 	reach []string
@@ -60,6 +61,7 @@ type site struct {
 	identity  string // file with the secret key; empty: not sealed
 	settings  []string
 	reach     []string
+	list      string
 }
 
 // newSite makes a repository and a server that archives into it.
@@ -74,10 +76,15 @@ func newSite(t testing.TB, p plan) *site {
 	if p.url != "" {
 		s.repo = p.url
 	}
-	s.reach = p.reach
+	s.reach, s.list = p.reach, p.list
 	p.Env = append(p.Env, p.reach...)
-	s.settings = append([]string{"AGENT_REPOSITORY=" + s.repo, "AGENT_STATE_DIR=" + s.state}, p.reach...)
-	flags := []string{"--repository", s.repo, "--state-dir", s.state}
+	s.settings = append([]string{s.where(), "AGENT_STATE_DIR=" + s.state}, p.reach...)
+	flags := []string{"--state-dir", s.state}
+	if p.list == "" {
+		flags = append(flags, "--repository", s.repo)
+	} else {
+		p.Env = append(p.Env, p.list)
+	}
 	if p.sealed {
 		s.settings = append(s.settings, "AGENT_RECIPIENTS="+s.recipient)
 		flags = append(flags, "--recipients", s.recipient)
@@ -102,6 +109,14 @@ func newSite(t testing.TB, p plan) *site {
 	return s
 }
 
+// where is the setting that says where the repository is.
+func (s *site) where() string {
+	if s.list != "" {
+		return s.list
+	}
+	return "AGENT_REPOSITORY=" + s.repo
+}
+
 // env is the environment of the agent on the database host: it can write and
 // holds no identity.
 func (s *site) env() []string { return slices.Concat(s.Server.Env(), s.settings) }
@@ -109,7 +124,7 @@ func (s *site) env() []string { return slices.Concat(s.Server.Env(), s.settings)
 // elsewhere is the environment of the agent on another host that restores: it
 // has the identity, another state directory and no server.
 func (s *site) elsewhere() []string {
-	env := append([]string{"AGENT_REPOSITORY=" + s.repo, "AGENT_STATE_DIR=" + filepath.Join(s.base, "elsewhere")}, s.reach...)
+	env := append([]string{s.where(), "AGENT_STATE_DIR=" + filepath.Join(s.base, "elsewhere")}, s.reach...)
 	if s.identity != "" {
 		env = append(env, "AGENT_IDENTITY_FILE="+s.identity)
 	}

@@ -1,6 +1,8 @@
 package e2e_test
 
 import (
+	"fmt"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -142,5 +144,72 @@ func TestStores(t *testing.T) {
 			requests := regexp.MustCompile(`requests: (.*)`).FindString(res.Stdout)
 			t.Logf("%s, restore: %s", name, requests)
 		})
+	}
+}
+
+// TestStoresTogether keeps two repositories in two clouds: the far one is away
+// for a while and catches up, the near one is lost, and everything is restored
+// from the far one; then a third one is made from it.
+func TestStoresTogether(t *testing.T) {
+	t.Parallel()
+	near, far := s3Remote(t), azureRemote(t)
+	var env []string
+	for _, v := range append(near.reach, far.reach...) {
+		if !strings.HasPrefix(v, "AGENT_") { // each has its own settings below
+			env = append(env, v)
+		}
+	}
+	setting := func(r remote, name string) string {
+		for _, v := range r.reach {
+			if value, ok := strings.CutPrefix(v, name+"="); ok {
+				return value
+			}
+		}
+		t.Fatalf("%s is not set", name)
+		return ""
+	}
+	list := fmt.Sprintf(`AGENT_REPOSITORIES=[{name: near, url: "%s", s3_path_style: true, ca_file: "%s"}, {name: far, url: "%s", required: false, ca_file: "%s"}]`,
+		near.url, setting(near, "AGENT_CA_FILE"), far.url, setting(far, "AGENT_CA_FILE"))
+	s := newSite(t, plan{Options: harness.Options{WALSegSizeMB: 1}, sealed: true, list: list, reach: env})
+	s.Exec(t, loadTables("pg_default"))
+	work := startLoad(t, s.Server)
+	work.more(t, 50)
+	must(t, s.agent(t, "backup-push"))
+
+	far.fault.Down()
+	s.switchWAL(t)
+	b := parse[backup](t, must(t, s.agent(t, "backup-push", "--json")).Stdout)
+	work.more(t, 50)
+	want := work.mark(t)
+	work.more(t, 20)
+	work.stop(t)
+	s.switchWAL(t)
+	far.fault.Up(t)
+	must(t, s.agent(t, "repo", "sync"))
+	s.Stop(t)
+	near.fault.Down()
+
+	dir := fresh(t)
+	r := must(t, s.restore(t, dir, b.Name, "--repository", "far", "--target-time", target(want.at), "--target-action", "promote"))
+	if !strings.Contains(r.Stderr, "AGENT_REPOSITORIES") {
+		t.Errorf("it is not said what the restored server needs: %s", r.Stderr)
+	}
+	c := harness.StartExisting(t, dir, 0, nil, append(s.reach, list, "AGENT_IDENTITY_FILE="+s.identity)...)
+	if c.WaitRecovered(t) {
+		t.Fatal("recovery is paused")
+	}
+	want.check(t, c)
+	c.Stop(t)
+
+	third := filepath.Join(harness.TempDir(t), "third")
+	copied := func(args ...string) harness.Result {
+		return harness.Agent(t, append(s.elsewhere(), "AGENT_CONCURRENCY=4"), append([]string{"repo", "copy", "--from", "far", "--to", third}, args...)...)
+	}
+	must(t, copied())
+	if again := must(t, copied()); !strings.Contains(again.Stdout, "0 objects") {
+		t.Errorf("a second copy does something: %s", again.Stdout)
+	}
+	if out := must(t, harness.Agent(t, append(s.elsewhere()[1:], "AGENT_REPOSITORY="+third), "backup-list")).Stdout; !strings.Contains(out, b.Name) {
+		t.Errorf("the copy has no backup %s:\n%s", b.Name, out)
 	}
 }
