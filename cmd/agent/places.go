@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -70,6 +71,9 @@ func (a *app) places(ctx context.Context, cfg *config.Config, how opening) ([]re
 			p.Immutable = &repo.Immutable{Mode: storage.LockMode(i.Mode), For: i.For, FullEvery: cfg.FullEvery}
 		}
 		base, err := a.openStore(ctx, cfg, r, how)
+		if err != nil && !strings.Contains(err.Error(), r.URL) {
+			err = fmt.Errorf("open repository %s: %w", r.URL, err)
+		}
 		switch {
 		case err == nil:
 			p.Bucket = a.decorated(cfg, r, base, how, several)

@@ -17,6 +17,8 @@ func storeAdvice(err error) error {
 	switch {
 	case errors.Is(err, storage.ErrNoSpace):
 		return errs.Wrap(err, errs.NoSpace, "Make room where the repository is, or raise its quota; then run the same command again.", "")
+	case errors.Is(err, storage.ErrNoBucket):
+		return errs.Wrap(err, errs.Storage, "Correct the bucket's or container's name, or make it.", "")
 	case errors.Is(err, storage.ErrPermission):
 		return errs.Wrap(err, errs.Storage, "Let the user that runs the agent read and write the repository.", "")
 	case errors.Is(err, storage.ErrUnavailable):

@@ -51,7 +51,7 @@ type vault struct {
 // newVault makes a bucket and a site that archives into it.
 func newVault(t *testing.T, server *stores.S3, mode string) *vault {
 	t.Helper()
-	v := &vault{bucket: server.NewBucket(t, stores.S3Bucket{Lockable: true}), mode: types.ObjectLockRetentionMode(strings.ToUpper(mode)), began: time.Now()}
+	v := &vault{bucket: server.NewBucket(t, stores.S3Bucket{Lockable: true}), mode: types.ObjectLockRetentionMode(strings.ToUpper(mode)), began: time.Now().Truncate(time.Second)}
 	key, secret := server.RestrictedUser(t, v.bucket)
 	tr, err := transport.New(transport.Options{CAFile: server.CAFile})
 	if err != nil {
