@@ -168,7 +168,7 @@ func TestStoresTogether(t *testing.T) {
 		t.Fatalf("%s is not set", name)
 		return ""
 	}
-	list := fmt.Sprintf(`AGENT_REPOSITORIES=[{name: near, url: "%s", s3_path_style: true, ca_file: "%s"}, {name: far, url: "%s", required: false, ca_file: "%s"}]`,
+	list := fmt.Sprintf(`AGENT_REPOSITORIES=[{name: near, url: %q, s3_path_style: true, ca_file: %q}, {name: far, url: %q, required: false, ca_file: %q}]`,
 		near.url, setting(near, "AGENT_CA_FILE"), far.url, setting(far, "AGENT_CA_FILE"))
 	s := newSite(t, plan{Options: harness.Options{WALSegSizeMB: 1}, sealed: true, list: list, reach: env})
 	s.Exec(t, loadTables("pg_default"))
