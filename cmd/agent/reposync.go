@@ -244,7 +244,7 @@ copied is verified as by repo sync. Called again it goes on where it was cut off
 			if err != nil {
 				return err
 			}
-			if source.URL == target.URL {
+			if source.ID() == target.ID() {
 				return errs.New(errs.Usage, seeHelp(cmd), "--from and --to are the same repository, %s", source.URL)
 			}
 			// Two repositories given by their URLs have the same name.

@@ -33,8 +33,10 @@ func (r *Repository) Ensure(ctx context.Context, name string) (made bool, err er
 // called again and goes on where it was cut off. It verifies, and fails, as Sync
 // does.
 func (r *Repository) Copy(ctx context.Context, to string, o SyncOptions) (SyncResult, error) {
-	if _, err := r.Ensure(ctx, to); err != nil {
-		return SyncResult{Name: to}, err
+	if !o.DryRun {
+		if _, err := r.Ensure(ctx, to); err != nil {
+			return SyncResult{Name: to}, err
+		}
 	}
 	o.Targets, o.Pending = []string{to}, false
 	results, err := r.Sync(ctx, o)

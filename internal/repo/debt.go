@@ -242,6 +242,31 @@ func (d *Debts) paused(now time.Time) bool {
 	return age >= 0 && age < pauseTime
 }
 
+// slow notes that the place at url could not be read a moment ago.
+func (d *Debts) slow(url string, now time.Time) {
+	if d == nil {
+		return
+	}
+	body, err := json.Marshal(suspended{Until: timestamp(now.Add(suspension))})
+	if err == nil && os.MkdirAll(d.dir, 0o700) == nil {
+		_ = os.WriteFile(d.path(url, "slow"), body, 0o600) // it only saves time
+	}
+}
+
+// wasSlow reports whether slow was called for the place at url a moment ago.
+func (d *Debts) wasSlow(url string, now time.Time) bool {
+	if d == nil {
+		return false
+	}
+	body, err := os.ReadFile(d.path(url, "slow"))
+	var s suspended
+	if err != nil || json.Unmarshal(body, &s) != nil {
+		return false
+	}
+	left := s.Until.Sub(now)
+	return left > 0 && left <= suspension
+}
+
 // replaceFile writes a file of the state directory whole and durable, or
 // removes it if there is nothing to write.
 func replaceFile(path string, body []byte) error {

@@ -144,7 +144,7 @@ func TestObjectsOpenByHand(t *testing.T) {
 				}
 				for f, content := range map[string][]byte{"00000002.history": history, "000000010000000000000009": raw} {
 					wal := walFile(t, f)
-					if _, err := r.PutWAL(t.Context(), testCluster, wal, bytes.NewReader(content), int64(len(content)), noCheck{}); err != nil {
+					if _, err := r.PutWAL(t.Context(), testCluster, wal, bytes.NewReader(content), int64(len(content)), noCheck{}, nil); err != nil {
 						t.Fatal(err)
 					}
 					if got := open(testCluster.WALKey(wal, [32]byte{})); !bytes.Equal(got, content) {

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"walagent/internal/errs"
@@ -71,6 +72,20 @@ func (p *Pins) set(url, id string, now time.Time) error {
 		return stateError(err)
 	}
 	return replaceFile(p.path(url), append(b, '\n'))
+}
+
+// Pinned names the required places with the ids that this host has pinned; ok is
+// false while one has none.
+func (r *Repository) Pinned() (ids string, ok bool) {
+	var all []string
+	for _, p := range r.required() {
+		pin, err := r.pins.get(p.ID())
+		if err != nil || pin == nil {
+			return "", false
+		}
+		all = append(all, p.ID()+" is "+pin.ID)
+	}
+	return strings.Join(all, "\n"), len(all) > 0
 }
 
 func stateError(err error) error { return errs.State(err, "use the state directory") }

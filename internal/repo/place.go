@@ -68,7 +68,9 @@ type place struct {
 	mu   sync.Mutex
 	down error // why it is left out from now on
 	slow bool  // an attempt to read from it has failed
-	told bool  // that it cannot be used was told
+	// looked is that slow was looked up in the state directory.
+	looked bool
+	told   bool // that it cannot be used was told
 }
 
 func (p *place) String() string {
@@ -179,34 +181,51 @@ func (r *Repository) everywhere(ctx context.Context, debt string, f func(context
 			if err == nil {
 				err = f(best, p)
 			}
-			if err != nil {
-				r.drop(ctx, p, err, debt)
-			}
+			results[i] = err
 		})
 	}
 	required.Wait()
 	timer := time.AfterFunc(bestEffortGrace, func() { cancel(errTooSlow) })
 	defer timer.Stop()
 	others.Wait()
+	var failed, left []error
 	for i, p := range r.places {
-		if results[i] != nil {
-			results[i] = fmt.Errorf("repository %s: %w", p.Name, results[i])
+		if p.Required && results[i] != nil {
+			failed = append(failed, fmt.Errorf("repository %s: %w", p.Name, results[i]))
 		}
 	}
-	return errors.Join(results...)
+	for i, p := range r.places {
+		if p.Required || results[i] == nil {
+			continue
+		}
+		if failed == nil {
+			// It is durable where it must be: that it is not here is owed, also
+			// when the command has just run out of time.
+			r.owe(p, debt)
+		}
+		if ctx.Err() == nil { // else its failure says nothing of the place
+			r.drop(p, results[i])
+		}
+		left = append(left, results[i])
+	}
+	if failed == nil && len(left) > 0 {
+		r.log.Debug("done without best-effort repositories", "error", errors.Join(left...).Error())
+	}
+	return errors.Join(failed...)
 }
 
 var errTooSlow = fmt.Errorf("%w: it took more than %s longer than the required repositories", storage.ErrUnavailable, bestEffortGrace)
 
-// drop leaves a best-effort place out, and notes what it lacks.
-func (r *Repository) drop(ctx context.Context, p *place, err error, debt string) {
-	if ctx.Err() != nil {
-		return // the command ends, which says nothing of the place
-	}
+// drop leaves a best-effort place out for the rest of the run.
+func (r *Repository) drop(p *place, err error) {
 	if p.fail(err) {
 		r.log.Warn("a best-effort repository is left out; agent repo sync brings it up to date", "repository", p.Name, "error", err.Error())
 		r.debts.suspend(p.ID(), r.now(), err)
 	}
+}
+
+// owe notes what a best-effort place lacks.
+func (r *Repository) owe(p *place, debt string) {
 	if debt == "" {
 		return
 	}

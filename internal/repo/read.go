@@ -102,9 +102,7 @@ func (r *Repository) readFrom(ctx context.Context, places []*place, key string, 
 			return true, err
 		}
 		if isOutage(err) {
-			s.place.mu.Lock()
-			s.place.slow = true
-			s.place.mu.Unlock()
+			r.slow(s.place)
 		}
 		failures = append(failures, failure{s, err})
 		return false, nil
@@ -227,6 +225,18 @@ func (r *Repository) verdict(failures []failure) error {
 	}
 }
 
+// slow puts a place that could not be asked behind the others, for a while also
+// in the processes that follow: a recovery asks for one segment at a time.
+func (r *Repository) slow(p *place) {
+	p.mu.Lock()
+	told := p.slow
+	p.slow = true
+	p.mu.Unlock()
+	if !told && len(r.places) > 1 {
+		r.debts.slow(p.ID(), r.now())
+	}
+}
+
 func first(have, next error) error {
 	if have != nil {
 		return have
@@ -243,7 +253,7 @@ func (r *Repository) readOrder() []*place {
 			r.unusable(p, p.Err)
 		}
 		p.mu.Lock()
-		if p.slow || p.Bucket == nil {
+		if p.slow || p.Bucket == nil || r.wasSlow(p) {
 			slow = append(slow, p)
 		} else {
 			good = append(good, p)
@@ -251,6 +261,17 @@ func (r *Repository) readOrder() []*place {
 		p.mu.Unlock()
 	}
 	return append(good, slow...)
+}
+
+// wasSlow reports whether another process has found the place away a moment
+// ago. It is asked once.
+func (r *Repository) wasSlow(p *place) bool {
+	if len(r.places) == 1 || p.looked {
+		return p.slow
+	}
+	p.looked = true
+	p.slow = r.debts.wasSlow(p.ID(), r.now())
+	return p.slow
 }
 
 // readAll reads a small object whole, refusing more than limit bytes.
@@ -283,8 +304,38 @@ func (r *Repository) unusable(p *place, err error) {
 // anywhere runs f for the places, for what is listed: each place that answers
 // adds to the result. It fails only if none answers.
 func (r *Repository) anywhere(f func(*place) error) error {
-	var failed error
-	answered := false
+	answered, failed := r.ask(f)
+	if answered {
+		return nil
+	}
+	return errors.Join(failed...)
+}
+
+// surely is anywhere for what a "no" is made of: it fails if a required place
+// does not answer.
+func (r *Repository) surely(f func(*place) error) error {
+	var required error
+	answered, failed := r.ask(func(p *place) error {
+		err := f(p)
+		if p.Required {
+			required = first(required, err)
+		}
+		return err
+	})
+	for _, p := range r.required() {
+		required = first(required, p.err())
+	}
+	switch {
+	case required != nil:
+		return required
+	case !answered:
+		return errors.Join(failed...)
+	default:
+		return nil
+	}
+}
+
+func (r *Repository) ask(f func(*place) error) (answered bool, failed []error) {
 	for _, p := range r.readOrder() {
 		err := p.err()
 		if err == nil {
@@ -295,10 +346,7 @@ func (r *Repository) anywhere(f func(*place) error) error {
 			continue
 		}
 		r.unusable(p, err)
-		failed = first(failed, err)
+		failed = append(failed, err)
 	}
-	if !answered {
-		return failed
-	}
-	return nil
+	return answered, failed
 }

@@ -71,7 +71,7 @@ func noHistory(t testing.TB, s *several) {
 		delete(spot.objects, key)
 	}
 	body := []byte("1\t0/1000000\tno recovery target specified\n")
-	if _, err := s.PutWAL(t.Context(), testCluster, walFile(t, "00000002.history"), bytes.NewReader(body), int64(len(body)), noCheck{}); err != nil {
+	if _, err := s.PutWAL(t.Context(), testCluster, walFile(t, "00000002.history"), bytes.NewReader(body), int64(len(body)), noCheck{}, nil); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -169,6 +169,20 @@ func (r *Repository) Check(ctx context.Context) error {
 	return r.everywhere(ctx, "", r.check)
 }
 
+// CheckLocal is Check of the required places that are on this host, which costs
+// nothing.
+func (r *Repository) CheckLocal(ctx context.Context) error {
+	for _, p := range r.required() {
+		if p.Bucket == nil || !p.Bucket.Capabilities().Local {
+			continue
+		}
+		if err := r.check(ctx, p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // CheckAny is Check for reading: it is enough that one place is what it was.
 // The others are left out.
 func (r *Repository) CheckAny(ctx context.Context) error {

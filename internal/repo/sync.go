@@ -173,7 +173,7 @@ func (s *syncRun) run(ctx context.Context) (err error) {
 		s.suspend(s.down)
 	}
 	if s.down == nil && err == nil {
-		s.repo.debts.resume(s.target.String())
+		s.repo.debts.resume(s.target.ID())
 	}
 	return errors.Join(err, s.settle())
 }
@@ -199,7 +199,7 @@ func (s *syncRun) inVain() bool {
 func (s *syncRun) suspend(err error) {
 	s.target.fail(err)
 	if !s.target.Required {
-		s.repo.debts.suspend(s.target.String(), s.repo.now(), err)
+		s.repo.debts.suspend(s.target.ID(), s.repo.now(), err)
 	}
 }
 
@@ -266,7 +266,7 @@ func (s *syncRun) settle() error {
 	if s.opts.DryRun {
 		return nil
 	}
-	return s.repo.debts.Settle(s.target.String(), paid, false)
+	return s.repo.debts.Settle(s.target.ID(), paid, false)
 }
 
 // clusters are those of the sources that are asked for.

@@ -26,7 +26,7 @@ func foldersAfter() []string { return []string{"mark/", "audit/", "drill/", "dum
 
 // compared compares everything.
 func (s *syncRun) compared(ctx context.Context) error {
-	owed, err := s.repo.debts.Owed(s.target.String())
+	owed, err := s.repo.debts.Owed(s.target.ID())
 	if err != nil {
 		return err
 	}
@@ -59,12 +59,22 @@ func (s *syncRun) cluster(ctx context.Context, id ClusterID) error {
 	return nil
 }
 
+// unasked is why a required place could not be read, or nil: until it can, no
+// object is known not to exist.
+func (s *syncRun) unasked() error {
+	for _, p := range s.repo.required() {
+		if err := p.err(); err != nil && p != s.target {
+			return err
+		}
+	}
+	return nil
+}
+
 // settleCompared settles what was owed when the comparison began: it has
 // arrived, or there is no such object. A required place that could not be read
 // would have to say that.
 func (s *syncRun) settleCompared(owed Debt) error {
-	unasked := slices.ContainsFunc(s.repo.required(), func(p *place) bool { return p.err() != nil })
-	if s.opts.DryRun || len(s.opts.Clusters) > 0 || unasked {
+	if s.opts.DryRun || len(s.opts.Clusters) > 0 || s.unasked() != nil {
 		return nil
 	}
 	var live []string
@@ -76,7 +86,7 @@ func (s *syncRun) settleCompared(owed Debt) error {
 		}
 	}
 	keys := slices.DeleteFunc(slices.Clone(owed.Keys), func(k string) bool { return slices.Contains(live, k) })
-	return s.repo.debts.Settle(s.target.String(), keys, owed.All && s.result.Lacking == 0)
+	return s.repo.debts.Settle(s.target.ID(), keys, owed.All && s.result.Lacking == 0)
 }
 
 // folder brings the objects of a folder, the oldest first.
@@ -161,7 +171,7 @@ func (s *syncRun) unlike(ctx context.Context, id ClusterID) ([]BackupName, error
 
 // pending works off what the target owes.
 func (s *syncRun) pending(ctx context.Context) error {
-	owed, err := s.repo.debts.Owed(s.target.String())
+	owed, err := s.repo.debts.Owed(s.target.ID())
 	if err != nil {
 		return err
 	}
@@ -219,6 +229,10 @@ func (b *batch) owed(key string, prove proof) {
 	b.group.Go(func() error {
 		t, err := b.take(b.ctx, b.sources, key, prove)
 		if errors.Is(err, storage.ErrNotExist) && errs.KindOf(err) != errs.Damaged {
+			if away := b.unasked(); away != nil {
+				b.leave(key, away)
+				return nil
+			}
 			b.repo.log.Debug("owed, but in no repository", "key", key)
 			return b.settled(key)
 		}
@@ -248,6 +262,10 @@ func (s *syncRun) owedBackup(ctx context.Context, key string) error {
 	there, err := s.backup(ctx, id, name)
 	if err != nil || !there {
 		return err
+	}
+	if away := s.unasked(); away != nil && !slices.Contains(s.result.Backups, name) {
+		s.problem(key, away)
+		return nil
 	}
 	return s.settled(key)
 }

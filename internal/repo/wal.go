@@ -27,7 +27,11 @@ type WALCheck interface {
 // here ever replaces. When PutWAL returns without error the file is durable in
 // every required place. When a store could not be reached, what was sealed is
 // kept for the next call.
-func (r *Repository) PutWAL(ctx context.Context, cluster ClusterID, f postgres.WALFile, src io.ReadSeeker, size int64, check WALCheck) (existed bool, err error) {
+//
+// turn, if it is not nil, is waited for when the object is ready to be sent, and
+// nothing is sent or kept if it fails: so files can be prepared side by side and
+// stored in their order.
+func (r *Repository) PutWAL(ctx context.Context, cluster ClusterID, f postgres.WALFile, src io.ReadSeeker, size int64, check WALCheck, turn func(context.Context) error) (existed bool, err error) {
 	b, err := r.newWALBuilder(cluster, f, check)
 	if err != nil {
 		return false, err
@@ -37,6 +41,11 @@ func (r *Repository) PutWAL(ctx context.Context, cluster ClusterID, f postgres.W
 		return false, err
 	}
 	defer func() { err = errors.Join(err, body.Close()) }()
+	if turn != nil {
+		if err := turn(ctx); err != nil {
+			return false, err
+		}
+	}
 	key := cluster.WALKey(f, b.sum)
 	var there atomic.Bool
 	err = r.everywhere(ctx, key, func(ctx context.Context, p *place) error {
@@ -49,7 +58,9 @@ func (r *Repository) PutWAL(ctx context.Context, cluster ClusterID, f postgres.W
 		return r.readFrom(ctx, []*place{p}, key, expected, func(s source) error { return s.sameAsStored(ctx, key, b.sum, exists) })
 	})
 	if err != nil && (isOutage(err) || ctx.Err() != nil) {
-		b.keep(body)
+		if turn == nil {
+			b.keep(body)
+		}
 	} else {
 		b.forget()
 	}
@@ -120,7 +131,7 @@ func (r *Repository) ReadWAL(ctx context.Context, cluster ClusterID, f postgres.
 func (r *Repository) partial(ctx context.Context, cluster ClusterID, f postgres.WALFile) (string, error) {
 	prefix := cluster.walDir(f) + f.Name + "."
 	var keys []string
-	err := r.anywhere(func(p *place) error {
+	err := r.surely(func(p *place) error {
 		for info, err := range p.Bucket.List(ctx, prefix, "") {
 			if err != nil {
 				return err
@@ -215,6 +226,10 @@ func missingHistory(ctx context.Context, p *place, cluster ClusterID, t postgres
 // damaged are returned apart: whether one matters depends on the timeline that
 // is wanted.
 func (r *Repository) Histories(ctx context.Context, cluster ClusterID) (all map[postgres.Timeline]postgres.History, damaged map[postgres.Timeline]error, err error) {
+	return r.histories(ctx, cluster, r.anywhere)
+}
+
+func (r *Repository) histories(ctx context.Context, cluster ClusterID, asking func(func(*place) error) error) (all map[postgres.Timeline]postgres.History, damaged map[postgres.Timeline]error, err error) {
 	all, damaged = make(map[postgres.Timeline]postgres.History), make(map[postgres.Timeline]error)
 	files := make(map[postgres.Timeline]postgres.WALFile)
 	note := func(info storage.Info) {
@@ -223,7 +238,7 @@ func (r *Repository) Histories(ctx context.Context, cluster ClusterID) (all map[
 			files[f.Timeline] = f
 		}
 	}
-	err = r.anywhere(func(p *place) error {
+	err = asking(func(p *place) error {
 		for info, err := range p.Bucket.List(ctx, cluster.historyPrefix(), "") {
 			if err != nil {
 				return fmt.Errorf("list timeline histories: %w", err)
@@ -282,7 +297,7 @@ func (r *Repository) Gap(ctx context.Context, cluster ClusterID, f postgres.WALF
 			return "the later segment " + later + " is there", nil
 		}
 	}
-	histories, damaged, err := r.Histories(ctx, cluster)
+	histories, damaged, err := r.histories(ctx, cluster, r.surely)
 	for _, d := range damaged {
 		err = errors.Join(err, d) // it might be the one that tells
 	}

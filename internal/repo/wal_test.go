@@ -22,7 +22,7 @@ const segmentName = "000000010000000000000009"
 
 func putWAL(t testing.TB, r *Repository, name string, body []byte) (bool, error) {
 	t.Helper()
-	return r.PutWAL(t.Context(), testCluster, walFile(t, name), bytes.NewReader(body), int64(len(body)), noCheck{})
+	return r.PutWAL(t.Context(), testCluster, walFile(t, name), bytes.NewReader(body), int64(len(body)), noCheck{}, nil)
 }
 
 func getWAL(t testing.TB, r *Repository, name string) ([]byte, error) {
@@ -79,7 +79,7 @@ func TestPutWALRefusals(t *testing.T) {
 		for _, size := range []int{100, walInMemory + 1} {
 			m := newMemory()
 			_, err := testRepo(m, Keys{}, compress.Setting{}).PutWAL(t.Context(), testCluster, walFile(t, segmentName),
-				bytes.NewReader(make([]byte, size)), int64(size), refusing{})
+				bytes.NewReader(make([]byte, size)), int64(size), refusing{}, nil)
 			if !errors.Is(err, errRefused) || len(m.objects) != 0 {
 				t.Fatalf("%d bytes: %v, %d objects", size, err, len(m.objects))
 			}
@@ -155,7 +155,7 @@ func TestPutWALSpooled(t *testing.T) {
 			r.spoolDir = spool
 			f := walFile(t, segmentName)
 			for n, want := range []bool{false, true} {
-				if existed, err := r.PutWAL(t.Context(), testCluster, f, &large{size: size}, size, noCheck{}); existed != want || err != nil {
+				if existed, err := r.PutWAL(t.Context(), testCluster, f, &large{size: size}, size, noCheck{}, nil); existed != want || err != nil {
 					t.Fatalf("time %d: %v, %v", n, existed, err)
 				}
 			}
@@ -178,7 +178,7 @@ func TestPutWALSpooled(t *testing.T) {
 			m2 := newMemory()
 			r2 := testRepo(m2, k, setting(t, "zstd"))
 			r2.spoolDir = spool
-			_, err = r2.PutWAL(t.Context(), testCluster, f, &large{size: size, changes: true}, size, noCheck{})
+			_, err = r2.PutWAL(t.Context(), testCluster, f, &large{size: size, changes: true}, size, noCheck{}, nil)
 			if err == nil || !strings.Contains(err.Error(), "changed while it was read") || len(m2.objects) != 0 {
 				t.Fatalf("a file that changes: %v, %d objects", err, len(m2.objects))
 			}

@@ -143,6 +143,7 @@ type Capabilities struct {
 	// CheapCheck is true where looking at repository.json costs no request
 	// (a local folder), so that it is done each time and not under a lease.
 	CheapCheck bool
+	Local      bool // no network lies between: looking at an object takes microseconds
 	Locks      bool // PutOptions.Lock is understood; whether this bucket allows it is told by Probe
 	Versions   bool // the store can keep versions; whether this bucket does is told by Probe
 }

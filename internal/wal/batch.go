@@ -8,22 +8,21 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
-	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
 
 	"walagent/internal/postgres"
 )
 
 const (
-	// batchFiles is how many files one call archives at most, and batchBytes how
-	// many bytes of them: what one call does must stay within its time.
+	// batchFiles is how many files one call archives at most: what it does must
+	// stay within its time.
 	batchFiles = 16
-	batchBytes = 256 << 20
-	// batchUploads is how many are under way at a time: it hides the latency of
-	// the store behind the work on the others, and bounds memory to as many
-	// sealed files.
-	batchUploads = 4
+	// batchBytes is how many bytes of files are prepared at a time, beside the
+	// one that was asked for: it bounds memory. Larger files do not go ahead.
+	batchBytes = 48 << 20
 	// batchPatience is how long the others may take from the bandwidth of the
 	// file that was asked for, and after it.
 	batchPatience = 10 * time.Second
@@ -63,41 +62,32 @@ func behind(path string) []postgres.WALFile {
 }
 
 // batch archives files that are ready behind the one that was asked for, until
-// stop is called, which waits for those under way at most for batchPatience.
-// What becomes of them does not change the outcome for the one that was asked
-// for: the server asks for each of them, and is told then.
-func (p *Pusher) batch(ctx context.Context, path string) (stop func()) {
+// over is called, which gives those under way at most batchPatience more. They
+// are read, compressed and sealed side by side, and sent one after the other,
+// each when the one before is durable: whenever the host is lost, the archive
+// has no hole. What becomes of them does not change the outcome for the one that
+// was asked for: the server asks for each of them, and is told then.
+func (p *Pusher) batch(ctx context.Context, path string) (over func(durable bool)) {
 	files := behind(path)
 	if len(files) == 0 || p.StateDir == "" {
-		return func() {}
+		return func(bool) {}
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	// A slow line belongs to the file that was asked for.
 	slow := time.AfterFunc(batchPatience, func() { cancel(errBatchOver) })
-	g := new(errgroup.Group)
-	g.SetLimit(batchUploads)
+	asked := make(chan struct{})
 	finished := make(chan struct{})
 	go func() {
 		defer close(finished)
-		left := int64(batchBytes)
-		for _, f := range files {
-			next := filepath.Join(filepath.Dir(path), f.Name)
-			info, err := os.Stat(next)
-			if err != nil || ctx.Err() != nil {
-				break
-			}
-			if left -= info.Size(); left < 0 {
-				break
-			}
-			g.Go(func() error {
-				p.ahead(ctx, f, next)
-				return nil
-			})
-		}
-		_ = g.Wait() // nothing fails here
+		p.aheadOf(ctx, filepath.Dir(path), files, asked, func() { cancel(errBatchOver) })
 	}()
-	return func() {
-		slow.Reset(batchPatience)
+	return func(durable bool) {
+		if durable {
+			close(asked)
+			slow.Reset(batchPatience)
+		} else {
+			cancel(errBatchOver)
+		}
 		<-finished
 		slow.Stop()
 		cancel(nil)
@@ -106,21 +96,52 @@ func (p *Pusher) batch(ctx context.Context, path string) (stop func()) {
 
 var errBatchOver = errors.New("the file that was asked for comes first")
 
-// ahead archives one file and records it.
-func (p *Pusher) ahead(ctx context.Context, f postgres.WALFile, path string) {
-	if ctx.Err() != nil {
-		return
+// aheadOf archives files in their order. before is closed when the file ahead of
+// the first one is durable; stop ends the rest when one fails.
+func (p *Pusher) aheadOf(ctx context.Context, dir string, files []postgres.WALFile, before <-chan struct{}, stop func()) {
+	room := semaphore.NewWeighted(batchBytes)
+	var all sync.WaitGroup
+	defer all.Wait()
+	for _, f := range files {
+		path := filepath.Join(dir, f.Name)
+		info, err := os.Stat(path)
+		if err != nil || info.Size() > batchBytes || room.Acquire(ctx, info.Size()) != nil {
+			return
+		}
+		turn, durable := before, make(chan struct{})
+		all.Go(func() {
+			defer room.Release(info.Size())
+			if p.ahead(ctx, f, path, turn) {
+				close(durable)
+			} else {
+				stop()
+			}
+		})
+		before = durable
+	}
+}
+
+// ahead archives one file, when its turn has come, and records it.
+func (p *Pusher) ahead(ctx context.Context, f postgres.WALFile, path string, turn <-chan struct{}) (durable bool) {
+	await := func(ctx context.Context) error {
+		select {
+		case <-turn:
+			return nil
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
 	}
 	c, err := p.open(ctx, f, path)
 	if err == nil {
-		if !p.done.has(c.cluster, f.Name, c.info) {
-			if err = p.put(ctx, c); err == nil {
-				err = p.done.add(c.cluster, f.Name, c.info)
-			}
+		if p.done.has(c.cluster, f.Name, c.info) {
+			err = await(ctx)
+		} else if err = p.put(ctx, c, await); err == nil {
+			err = p.done.add(c.cluster, f.Name, c.info)
 		}
 		err = errors.Join(err, c.file.Close())
 	}
 	if err != nil {
 		p.Log.Debug("archive ahead", "wal", f.Name, "error", err.Error())
 	}
+	return err == nil
 }

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"time"
 
@@ -20,20 +19,22 @@ import (
 // asking the store. A file there that is lost or damaged costs a request and
 // nothing else.
 type done struct {
-	dir string
-	// places says where the files were archived: what was done for other
-	// repositories does not count.
-	places string
+	dir  string
+	repo *repo.Repository
+	now  func() time.Time
 }
 
 // doneAge is how long a record may wait for its call.
-const doneAge = 24 * time.Hour
+const doneAge = time.Hour
 
 // identity is what tells a file from another one of its name: PostgreSQL
 // renames old segments to new names and writes into them, which changes their
 // times, and a cluster that was restored has other files.
 type identity struct {
-	Places  string `json:"places"`
+	// Repositories says where the file was archived: what was done for others
+	// does not count.
+	Repositories string `json:"repositories"`
+
 	Cluster string `json:"system_identifier"`
 	Size    int64  `json:"size"`
 	Device  uint64 `json:"device"`
@@ -41,23 +42,18 @@ type identity struct {
 	MTime   int64  `json:"mtime_ns"`
 }
 
-func newDone(stateDir string, r *repo.Repository) *done {
-	ids := make([]string, 0, 2)
-	for _, p := range r.Places() {
-		if p.Required {
-			ids = append(ids, p.ID())
-		}
-	}
-	return &done{dir: filepath.Join(stateDir, "archived"), places: strings.Join(ids, "\n")}
+func newDone(stateDir string, r *repo.Repository, now func() time.Time) *done {
+	return &done{dir: filepath.Join(stateDir, "archived"), repo: r, now: now}
 }
 
 func (d *done) identify(info os.FileInfo, cluster repo.ClusterID) (identity, bool) {
 	st, ok := info.Sys().(*syscall.Stat_t)
-	if !ok {
+	where, pinned := d.repo.Pinned()
+	if !ok || !pinned {
 		return identity{}, false
 	}
 	return identity{
-		Places: d.places, Cluster: cluster.String(), Size: info.Size(),
+		Repositories: where, Cluster: cluster.String(), Size: info.Size(),
 		Device: st.Dev, Inode: st.Ino, MTime: info.ModTime().UnixNano(),
 	}, true
 }
@@ -88,22 +84,18 @@ func (d *done) add(cluster repo.ClusterID, name string, info os.FileInfo) error 
 // take reports whether just this file was archived, and forgets it: it is asked
 // for once.
 func (d *done) take(cluster repo.ClusterID, name string, info os.FileInfo) bool {
-	path := d.path(cluster, name)
-	body, err := os.ReadFile(path)
-	if err != nil {
-		return false
-	}
-	if err := os.Remove(path); err != nil {
-		return false
-	}
-	want, ok := d.identify(info, cluster)
-	var have identity
-	return json.Unmarshal(body, &have) == nil && ok && have == want
+	ok := d.has(cluster, name, info)
+	return os.Remove(d.path(cluster, name)) == nil && ok
 }
 
 // has reports whether there is a record that take would accept.
 func (d *done) has(cluster repo.ClusterID, name string, info os.FileInfo) bool {
-	body, err := os.ReadFile(d.path(cluster, name))
+	path := d.path(cluster, name)
+	record, err := os.Stat(path)
+	if err != nil || d.now().Sub(record.ModTime()) > doneAge {
+		return false
+	}
+	body, err := os.ReadFile(path)
 	if err != nil {
 		return false
 	}
@@ -113,7 +105,7 @@ func (d *done) has(cluster repo.ClusterID, name string, info os.FileInfo) bool {
 }
 
 // sweep removes records that nobody came for.
-func (d *done) sweep(ctx context.Context, now time.Time) {
+func (d *done) sweep(ctx context.Context) {
 	paths, err := filepath.Glob(filepath.Join(d.dir, "*", "*"))
 	if err != nil {
 		return
@@ -123,7 +115,7 @@ func (d *done) sweep(ctx context.Context, now time.Time) {
 			return
 		}
 		info, err := os.Stat(path)
-		if err == nil && now.Sub(info.ModTime()) > doneAge {
+		if err == nil && d.now().Sub(info.ModTime()) > doneAge {
 			err = os.Remove(path)
 		}
 		if err != nil && !errors.Is(err, os.ErrNotExist) {

@@ -45,24 +45,28 @@ func (p *Pusher) Push(ctx context.Context, path string) (err error) {
 	if err != nil {
 		return errs.Wrap(err, errs.Usage, "archive_command is: agent wal-push %p", "archive %s", path)
 	}
-	p.done = newDone(p.StateDir, p.Repo)
+	p.done = newDone(p.StateDir, p.Repo, p.Now)
 	c, err := p.open(ctx, name, path)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, c.file.Close()) }()
 	if p.StateDir != "" && p.done.take(c.cluster, name.Name, c.info) {
+		// An empty mount point is no archive, whatever was there before.
+		if err := p.Repo.CheckLocal(ctx); err != nil {
+			return err
+		}
 		p.Log.Debug("was archived by an earlier call", "wal", name.Name)
 		return nil
 	}
 	if err := p.Repo.Check(ctx); err != nil {
 		return err
 	}
-	stop := p.batch(ctx, path)
-	err = p.put(ctx, c)
-	stop()
+	over := p.batch(ctx, path)
+	err = p.put(ctx, c, nil)
+	over(err == nil)
 	if err == nil && p.StateDir != "" {
-		p.done.sweep(ctx, p.Now())
+		p.done.sweep(ctx)
 	}
 	return err
 }
@@ -92,8 +96,8 @@ func (p *Pusher) open(ctx context.Context, name postgres.WALFile, path string) (
 	return c, nil
 }
 
-func (p *Pusher) put(ctx context.Context, c *candidate) error {
-	existed, err := p.Repo.PutWAL(ctx, c.cluster, c.name, c.file, c.info.Size(), c.check)
+func (p *Pusher) put(ctx context.Context, c *candidate, turn func(context.Context) error) error {
+	existed, err := p.Repo.PutWAL(ctx, c.cluster, c.name, c.file, c.info.Size(), c.check, turn)
 	if err != nil {
 		return fmt.Errorf("archive %s: %w", c.name.Name, err)
 	}

@@ -10,8 +10,10 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/iotest"
@@ -52,6 +54,15 @@ type failing struct {
 	storage.Bucket
 	left atomic.Int64 // how many operations fail; negative: all
 	err  error
+	put  func(key string) error // before each Put; nil: nothing
+	far  bool                   // a look costs a request
+}
+
+func (f *failing) Capabilities() storage.Capabilities {
+	if f.far {
+		return storage.Capabilities{}
+	}
+	return f.Bucket.Capabilities()
 }
 
 func (f *failing) next() error {
@@ -82,6 +93,11 @@ func (f *failing) Put(ctx context.Context, key string, src storage.Source, o sto
 	if err := f.next(); err != nil {
 		return storage.Info{}, err
 	}
+	if f.put != nil {
+		if err := f.put(key); err != nil {
+			return storage.Info{}, &storage.Error{Op: "put", Bucket: f.String(), Key: key, Err: err}
+		}
+	}
 	return f.Bucket.Put(ctx, key, src, o)
 }
 
@@ -107,7 +123,7 @@ func newWorld(t *testing.T) *world {
 	}
 	w.bucket = &failing{Bucket: inner, err: storage.ErrUnavailable}
 	log := slog.New(slog.DiscardHandler)
-	w.repo = repo.New([]repo.Place{{Name: "main", Bucket: w.bucket, Required: true}}, repo.Options{SpoolDir: t.TempDir(), Log: log, Now: time.Now, Pins: repo.NewPins(t.TempDir())})
+	w.repo = w.open(t.TempDir())
 	if _, err := w.repo.Init(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -116,6 +132,12 @@ func newWorld(t *testing.T) *world {
 	w.write("global/pg_control", fixture(t, major+"/pg_control.zst"))
 	w.write("pg_wal/x", nil)
 	return w
+}
+
+func (w *world) open(stateDir string) *repo.Repository {
+	return repo.New([]repo.Place{{Name: "main", Bucket: w.bucket, Required: true}}, repo.Options{
+		SpoolDir: stateDir, Log: slog.New(slog.DiscardHandler), Now: time.Now, Pins: repo.NewPins(stateDir),
+	})
 }
 
 func (w *world) write(rel string, body []byte) string {
@@ -463,6 +485,7 @@ func TestSweep(t *testing.T) {
 // ask the store nothing.
 func TestPushBatch(t *testing.T) {
 	w := newWorld(t)
+	w.bucket.far = true
 	names := []string{first, second}
 	bodies := map[string][]byte{first: fixture(t, major+"/"+first+".zst"), second: fixture(t, major+"/"+second+".zst"), "00000002.history": fixture(t, "timeline/00000002.history")}
 	for name, body := range bodies {
@@ -551,5 +574,81 @@ func TestPushBatchBad(t *testing.T) {
 	}
 	if err := w.push.Push(t.Context(), filepath.Join(w.pgdata, "pg_wal", second)); errs.KindOf(err) != errs.Damaged {
 		t.Fatalf("got %v", err)
+	}
+}
+
+// What was archived ahead into a repository that is gone, or was made anew, does
+// not count.
+func TestPushBatchOtherRepository(t *testing.T) {
+	for what, again := range map[string]bool{"gone": false, "made anew": true} {
+		t.Run(what, func(t *testing.T) {
+			w := newWorld(t)
+			for _, name := range []string{first, second} {
+				w.write("pg_wal/"+name, fixture(t, major+"/"+name+".zst"))
+				w.write("pg_wal/archive_status/"+name+".ready", nil)
+			}
+			push := func(name string) error { return w.push.Push(t.Context(), filepath.Join(w.pgdata, "pg_wal", name)) }
+			if err := push(first); err != nil {
+				t.Fatal(err)
+			}
+			entries, err := os.ReadDir(w.folder)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, e := range entries {
+				os.RemoveAll(filepath.Join(w.folder, e.Name()))
+			}
+			if !again {
+				if err := push(second); err == nil {
+					t.Fatal("a segment is archived, but nowhere")
+				}
+				return
+			}
+			w.repo = w.open(t.TempDir())
+			if _, err := w.repo.Init(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			w.push.Repo, w.fetch.Repo = w.repo, w.repo
+			if err := push(second); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := w.restore(second); err != nil {
+				t.Fatalf("it is not there: %v", err)
+			}
+		})
+	}
+}
+
+// Files go into the archive one after the other, so that it never has a hole,
+// and none goes when the one that was asked for did not.
+func TestPushBatchInOrder(t *testing.T) {
+	w := newWorld(t)
+	names := []string{first, second, second + ".partial"}
+	for _, name := range names {
+		w.write("pg_wal/"+name, fixture(t, major+"/"+strings.TrimSuffix(name, ".partial")+".zst"))
+		w.write("pg_wal/archive_status/"+name+".ready", nil)
+	}
+	var mu sync.Mutex
+	var order []string
+	w.bucket.put = func(key string) error {
+		mu.Lock()
+		defer mu.Unlock()
+		if len(order) == 1 {
+			order = append(order, "refused")
+			return storage.ErrPermission
+		}
+		order = append(order, filepath.Base(key))
+		return nil
+	}
+	push := func(name string) error { return w.push.Push(t.Context(), filepath.Join(w.pgdata, "pg_wal", name)) }
+	if err := push(first); err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{first, "refused"}; !slices.Equal(order, want) {
+		t.Fatalf("stored %q, want %q and nothing behind", order, want)
+	}
+	w.bucket.put = func(string) error { order = append(order, "refused"); return storage.ErrPermission }
+	if err := push(second); !errors.Is(err, storage.ErrPermission) || len(order) != 3 {
+		t.Fatalf("%v, %q", err, order)
 	}
 }

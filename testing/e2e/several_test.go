@@ -341,7 +341,7 @@ func TestSeveralKilledSync(t *testing.T) {
 	kills := 0
 	for {
 		before := len(copies(t, p.far))
-		run := harness.StartAgent(t, append(p.env(), "AGENT_CONCURRENCY=1"), "repo", "sync", "far")
+		run := harness.StartAgent(t, append(p.env(), "AGENT_CONCURRENCY=1", "AGENT_BANDWIDTH=500kB"), "repo", "sync", "far")
 		await(t, "an object in far", func() bool { return len(copies(t, p.far)) > before || ended(run) })
 		run.Signal(syscall.SIGKILL)
 		r := run.Wait()

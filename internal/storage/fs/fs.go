@@ -129,7 +129,7 @@ func makeAll(dir string) error {
 
 // Capabilities says that looking at an object costs no request.
 func (b *Bucket) Capabilities() storage.Capabilities {
-	return storage.Capabilities{CheapCheck: true}
+	return storage.Capabilities{CheapCheck: true, Local: true}
 }
 
 // String is the URL of the folder.

@@ -7,6 +7,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 )
 
 func main() {
@@ -18,7 +19,7 @@ func main() {
 	fmt.Printf("uid=%d\ndir=%s\n%s\n", os.Getuid(), dir, strings.Join(os.Environ(), "\n"))
 	fmt.Fprintf(os.Stderr, "args=%q\n", os.Args[1:])
 	if len(os.Args) == 2 && os.Args[1] == "hang" {
-		select {} // the runtime would call it a deadlock, were there no signals
+		time.Sleep(time.Hour) // it is killed before
 	}
 	code := 0
 	if len(os.Args) == 2 {
