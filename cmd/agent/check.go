@@ -12,7 +12,6 @@ import (
 	"walagent/internal/config"
 	"walagent/internal/crypto"
 	"walagent/internal/errs"
-	"walagent/internal/repo"
 	"walagent/internal/storage"
 )
 
@@ -130,10 +129,7 @@ func (a *app) checkedKeys(ctx context.Context, cfg *config.Config) check.Keys {
 func (a *app) checkedPlaces(ctx context.Context, cfg *config.Config) []check.Place {
 	var all []check.Place
 	for _, r := range cfg.Repositories {
-		p := check.Place{Place: repo.Place{Name: r.Name, URL: r.URL, Required: r.Required}}
-		if i := r.Immutable; i != nil {
-			p.Immutable = &repo.Immutable{Mode: storage.LockMode(i.Mode), For: i.For, FullEvery: cfg.FullEvery}
-		}
+		p := check.Place{Place: placeOf(cfg, r)}
 		if scheme, _, path, err := storage.ParseURL(r.URL); err == nil && scheme == storage.SchemeFile {
 			p.Dir = path
 		}

@@ -38,11 +38,17 @@ const (
 	exitUnknown = 127
 )
 
+// pushMemory is where wal-push begins to collect garbage at once, in bytes.
+const pushMemory = 128 << 20
+
 func run() int {
 	if !slices.Contains(os.Args[1:], "wal-push") {
 		// A crash of the Go runtime would exit with 2, which restore_command
 		// means as "no more WAL": make it die by SIGABRT instead.
 		debug.SetTraceback("crash")
+	} else {
+		// Beside the database what is no longer needed goes at once.
+		debug.SetMemoryLimit(pushMemory)
 	}
 	return execute(os.Args[1:], os.Stdout, os.Stderr)
 }

@@ -66,10 +66,7 @@ func (a *app) places(ctx context.Context, cfg *config.Config, how opening) ([]re
 	several := len(cfg.Repositories) > 1
 	var all []repo.Place
 	for _, r := range cfg.Repositories {
-		p := repo.Place{Name: r.Name, URL: r.URL, At: r.S3Endpoint + r.GCSEndpoint + r.AzureEndpoint + r.AzureAccount, Required: r.Required}
-		if i := r.Immutable; i != nil {
-			p.Immutable = &repo.Immutable{Mode: storage.LockMode(i.Mode), For: i.For, FullEvery: cfg.FullEvery}
-		}
+		p := placeOf(cfg, r)
 		base, err := a.openStore(ctx, cfg, r, how)
 		if err != nil && !strings.Contains(err.Error(), r.URL) {
 			err = fmt.Errorf("open repository %s: %w", r.URL, err)
@@ -87,6 +84,18 @@ func (a *app) places(ctx context.Context, cfg *config.Config, how opening) ([]re
 	return all, nil
 }
 
+// placeOf describes a repository that is not opened yet.
+func placeOf(cfg *config.Config, r config.Repository) repo.Place {
+	p := repo.Place{
+		Name: r.Name, URL: storage.Canonical(r.URL), Required: r.Required,
+		At: r.S3Endpoint + r.GCSEndpoint + r.AzureEndpoint + r.AzureAccount,
+	}
+	if i := r.Immutable; i != nil {
+		p.Immutable = &repo.Immutable{Mode: storage.LockMode(i.Mode), For: i.For, FullEvery: cfg.FullEvery}
+	}
+	return p
+}
+
 // decorated puts the decorators around a store: retries, outermost, count as
 // requests each.
 func (a *app) decorated(cfg *config.Config, r config.Repository, base storage.Bucket, how opening, several bool) storage.Bucket {
@@ -101,9 +110,7 @@ func (a *app) decorated(cfg *config.Config, r config.Repository, base storage.Bu
 		b = decorate.Bandwidth(b, decorate.BandwidthOptions{Up: cfg.Bandwidth, Down: cfg.Bandwidth})
 		slowest = min(slowest, max(cfg.Bandwidth/int64(2*cfg.Concurrency), 1))
 	}
-	if _, local := base.(*folder.Bucket); !local {
-		b = decorate.Timeout(b, decorate.TimeoutOptions{MinRate: slowest})
-	}
+	b = decorate.Timeout(b, decorate.TimeoutOptions{MinRate: slowest})
 	retry := decorate.RetryOptions{Log: a.log, Now: time.Now}
 	if how.hurry {
 		retry.Max = hurryWait
@@ -123,32 +130,62 @@ func (a *app) openStore(ctx context.Context, cfg *config.Config, r config.Reposi
 	if err != nil {
 		return nil, err
 	}
+	url := storage.Canonical(r.URL)
 	switch scheme {
 	case storage.SchemeFile:
-		if how.create {
-			return folder.Create(ctx, path)
-		}
-		return folder.Open(ctx, path)
+		return openFolder(ctx, path, how.create)
 	case storage.SchemeS3:
 		return s3.Open(ctx, s3.Options{
-			Bucket: host, Prefix: path, URL: r.URL, Region: r.S3Region, Endpoint: r.S3Endpoint, PathStyle: r.S3PathStyle,
+			Bucket: host, Prefix: path, URL: url, Region: r.S3Region, Endpoint: r.S3Endpoint, PathStyle: r.S3PathStyle,
 			Profile: r.S3Profile, Checksum: r.S3Checksum, StorageClass: r.StorageClass, SSE: r.SSE, KMSKeyID: r.KMSKey,
 			CAFile: r.CAFile, Insecure: r.Insecure, Connections: cfg.Concurrency, Log: a.log,
 		})
 	case storage.SchemeGCS:
 		return gcs.Open(ctx, gcs.Options{
-			Bucket: host, Prefix: path, URL: r.URL, StorageClass: r.StorageClass, KMSKey: r.KMSKey, UserProject: r.GCSUserProject,
+			Bucket: host, Prefix: path, URL: url, StorageClass: r.StorageClass, KMSKey: r.KMSKey, UserProject: r.GCSUserProject,
 			Endpoint: r.GCSEndpoint, Emulator: os.Getenv("STORAGE_EMULATOR_HOST"),
 			CAFile: r.CAFile, Insecure: r.Insecure, Connections: cfg.Concurrency, Log: a.log,
 		})
 	case storage.SchemeAzure:
 		return azure.Open(ctx, azure.Options{
-			Container: host, Prefix: path, URL: r.URL, Account: azureAccount(r), Endpoint: r.AzureEndpoint,
+			Container: host, Prefix: path, URL: url, Account: azureAccount(r), Endpoint: r.AzureEndpoint,
 			Secrets: azure.FromEnv(os.LookupEnv), StorageClass: r.StorageClass, EncryptionScope: r.KMSKey,
 			CAFile: r.CAFile, Insecure: r.Insecure, Connections: cfg.Concurrency, Log: a.log,
 		})
 	default:
 		return a.openSFTP(ctx, cfg, r, host, path, how)
+	}
+}
+
+// folderLimit is how long a folder may take to be opened: an NFS server that is
+// away makes every look wait until it is back.
+const folderLimit = 30 * time.Second
+
+// openFolder opens a folder, or leaves the attempt behind when it hangs.
+func openFolder(ctx context.Context, path string, create bool) (storage.Bucket, error) {
+	type opened struct {
+		b   *folder.Bucket
+		err error
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, folderLimit, fmt.Errorf("%w: the folder %s did not answer for %s", storage.ErrUnavailable, path, folderLimit))
+	defer cancel()
+	result := make(chan opened, 1)
+	go func() {
+		open := folder.Open
+		if create {
+			open = folder.Create
+		}
+		b, err := open(ctx, path)
+		result <- opened{b, err}
+	}()
+	select {
+	case o := <-result:
+		if o.err != nil {
+			return nil, o.err
+		}
+		return o.b, nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
 	}
 }
 
@@ -164,8 +201,9 @@ func (a *app) openSFTP(ctx context.Context, cfg *config.Config, r config.Reposit
 	if !ok {
 		user, address = currentUser(), host
 	}
+	url := storage.Canonical(r.URL)
 	o := sftp.Options{
-		User: user, Folder: path, URL: r.URL, KnownHostsFile: r.SFTPKnownHosts,
+		User: user, Folder: path, URL: url, KnownHostsFile: r.SFTPKnownHosts,
 		AgentSocket: os.Getenv("SSH_AUTH_SOCK"), Password: cfg.SFTPPassword,
 		Create: how.create, Connections: cfg.Concurrency, Log: a.log,
 	}

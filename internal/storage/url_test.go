@@ -113,3 +113,19 @@ func FuzzParseURL(f *testing.F) {
 		}
 	})
 }
+
+func TestCanonical(t *testing.T) {
+	for in, want := range map[string]string{
+		"/backup/":                 "file:///backup",
+		"FILE:///a b/":             "file:///a%20b",
+		"s3://bucket":              "s3://bucket",
+		"S3://bucket/a/b/":         "s3://bucket/a/b",
+		"sftp://u@host:2/x//y/":    "sftp://u@host:2/x/y",
+		"no url":                   "no url",
+		"azblob://container//pre/": "azblob://container/pre",
+	} {
+		if got := Canonical(in); got != want {
+			t.Errorf("Canonical(%q) = %q, want %q", in, got, want)
+		}
+	}
+}
