@@ -9,7 +9,6 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 stores=$(cache_dir)/stores
-azurite=3.37.0
 
 command -v go >/dev/null || die "Go is needed: install the version named in go.mod"
 mkdir -p "$stores/bin"
@@ -42,14 +41,19 @@ fi
 # sshd drops its rights into this folder.
 [ -d /run/sshd ] || as_root mkdir -p -m 0755 /run/sshd
 
-if [ "$(cat "$stores/azurite/.version" 2>/dev/null)" != "$azurite" ]; then
-	say "azurite $azurite"
+# Azurite's dependencies are pinned by a lock file: what a range resolves to
+# changes from day to day.
+here=$(dirname "${BASH_SOURCE[0]}")
+if ! cmp -s "$here/azurite/package-lock.json" "$stores/azurite/.installed"; then
+	say "azurite"
 	rm -rf "$stores/azurite"
-	if ! retry npm install --no-audit --no-fund --ignore-scripts --prefix "$stores/azurite" "azurite@$azurite" >"$stores/.log" 2>&1; then
+	mkdir -p "$stores/azurite"
+	cp "$here/azurite/package.json" "$here/azurite/package-lock.json" "$stores/azurite/"
+	if ! retry npm ci --no-audit --no-fund --ignore-scripts --prefix "$stores/azurite" >"$stores/.log" 2>&1; then
 		cat "$stores/.log" >&2
 		die "npm could not install azurite"
 	fi
-	printf '%s\n' "$azurite" >"$stores/azurite/.version"
+	cp "$here/azurite/package-lock.json" "$stores/azurite/.installed"
 fi
 
 server github.com/versity/versitygw/cmd/versitygw v1.8.0
