@@ -78,6 +78,7 @@ func pushDeadline(ctx context.Context, limit time.Duration, path string) (contex
 
 func (a *app) walFetch() *cobra.Command {
 	var cluster uint64
+	var endBefore string
 	cmd := &cobra.Command{
 		Use:     "wal-fetch NAME PATH",
 		GroupID: "wal",
@@ -100,10 +101,11 @@ Beside a standby.signal an outage of the repository is waited out
 			open := func(ctx context.Context) (*repo.Repository, error) {
 				return a.open(ctx, cfg, opening{hurry: true, patience: quickPatience})
 			}
-			f := &wal.Fetcher{GapWait: gapWait, Open: open, Log: a.log, OnOutage: wal.OutagePolicy(cfg.StandbyOnOutage), Cluster: repo.ClusterID(cluster)}
+			f := &wal.Fetcher{GapWait: gapWait, EndBefore: endBefore, Open: open, Log: a.log, OnOutage: wal.OutagePolicy(cfg.StandbyOnOutage), Cluster: repo.ClusterID(cluster)}
 			return f.Fetch(cmd.Context(), args[0], args[1])
 		},
 	}
 	clusterFlag(cmd, &cluster)
+	cmd.Flags().StringVar(&endBefore, "end-before", "", "answer that this segment and those behind it do not exist, for one that is lost for good")
 	return cmd
 }

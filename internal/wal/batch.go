@@ -63,10 +63,12 @@ func behind(path string) []postgres.WALFile {
 
 // batch archives files that are ready behind the one that was asked for, until
 // over is called, which gives those under way at most batchPatience more. They
-// are read, compressed and sealed side by side, and sent one after the other,
-// each when the one before is durable: whenever the host is lost, the archive
-// has no hole. What becomes of them does not change the outcome for the one that
-// was asked for: the server asks for each of them, and is told then.
+// are read, compressed and sealed side by side, and sent in their order when the
+// file that was asked for is durable, two at a time, which hides half of the
+// store's latency: when the host is lost in this moment, the archive lacks at
+// most the one file before its last, and wal-fetch --end-before names it. What
+// becomes of them does not change the outcome for the one that was asked for:
+// the server asks for each of them, and is told then.
 func (p *Pusher) batch(ctx context.Context, path string) (over func(durable bool)) {
 	files := behind(path)
 	if len(files) == 0 || p.StateDir == "" {
@@ -96,9 +98,11 @@ func (p *Pusher) batch(ctx context.Context, path string) (over func(durable bool
 
 var errBatchOver = errors.New("the file that was asked for comes first")
 
-// aheadOf archives files in their order. before is closed when the file ahead of
-// the first one is durable; stop ends the rest when one fails.
-func (p *Pusher) aheadOf(ctx context.Context, dir string, files []postgres.WALFile, before <-chan struct{}, stop func()) {
+// aheadOf archives files in their order, each when the last but one before it is
+// durable. asked is closed when the file ahead of all of them is; stop ends the
+// rest when one fails.
+func (p *Pusher) aheadOf(ctx context.Context, dir string, files []postgres.WALFile, asked <-chan struct{}, stop func()) {
+	lastButOne, last := asked, asked
 	room := semaphore.NewWeighted(batchBytes)
 	var all sync.WaitGroup
 	defer all.Wait()
@@ -108,7 +112,7 @@ func (p *Pusher) aheadOf(ctx context.Context, dir string, files []postgres.WALFi
 		if err != nil || info.Size() > batchBytes || room.Acquire(ctx, info.Size()) != nil {
 			return
 		}
-		turn, durable := before, make(chan struct{})
+		turn, durable := lastButOne, make(chan struct{})
 		all.Go(func() {
 			defer room.Release(info.Size())
 			if p.ahead(ctx, f, path, turn) {
@@ -117,7 +121,7 @@ func (p *Pusher) aheadOf(ctx context.Context, dir string, files []postgres.WALFi
 				stop()
 			}
 		})
-		before = durable
+		lastButOne, last = last, durable
 	}
 }
 

