@@ -70,11 +70,14 @@ func (s *syncRun) unasked() error {
 	return nil
 }
 
+// askedAll reports whether every required place could be read.
+func (s *syncRun) askedAll() bool { return s.unasked() == nil }
+
 // settleCompared settles what was owed when the comparison began: it has
 // arrived, or there is no such object. A required place that could not be read
 // would have to say that.
 func (s *syncRun) settleCompared(owed Debt) error {
-	if s.opts.DryRun || len(s.opts.Clusters) > 0 || s.unasked() != nil {
+	if s.opts.DryRun || len(s.opts.Clusters) > 0 || !s.askedAll() {
 		return nil
 	}
 	var live []string
