@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -28,6 +29,9 @@ type opening struct {
 	// hurry is for commands that a server waits for: what failed is tried again
 	// at short intervals.
 	hurry bool
+	// write is for a command that only writes: a best-effort repository that
+	// failed a moment ago is not even opened, which may take long.
+	write bool
 	// patience is how long a repository that cannot be reached is tried, where
 	// there are others; 0: as long as if it were the only one.
 	patience time.Duration
@@ -67,6 +71,10 @@ func (a *app) places(ctx context.Context, cfg *config.Config, how opening) ([]re
 	var all []repo.Place
 	for _, r := range cfg.Repositories {
 		p := placeOf(cfg, r)
+		if p.Err = a.leftAlone(cfg, p, how); p.Err != nil {
+			all = append(all, p)
+			continue
+		}
 		base, err := a.openStore(ctx, cfg, r, how)
 		if err != nil && !strings.Contains(err.Error(), r.URL) {
 			err = fmt.Errorf("open repository %s: %w", r.URL, err)
@@ -84,11 +92,27 @@ func (a *app) places(ctx context.Context, cfg *config.Config, how opening) ([]re
 	return all, nil
 }
 
+// leftAlone is why a best-effort repository is not opened, or nil.
+func (a *app) leftAlone(cfg *config.Config, p repo.Place, how opening) error {
+	if p.Required || !how.write {
+		return nil
+	}
+	return repo.NewDebts(cfg.StateDir).Suspended(p.ID(), time.Now())
+}
+
 // placeOf describes a repository that is not opened yet.
 func placeOf(cfg *config.Config, r config.Repository) repo.Place {
 	p := repo.Place{
 		Name: r.Name, URL: storage.Canonical(r.URL), Required: r.Required,
-		At: r.S3Endpoint + r.GCSEndpoint + r.AzureEndpoint + r.AzureAccount,
+	}
+	switch scheme, _, _, err := storage.ParseURL(r.URL); {
+	case err != nil: // opening it says so
+	case scheme == storage.SchemeS3:
+		p.At = r.S3Endpoint
+	case scheme == storage.SchemeGCS:
+		p.At = r.GCSEndpoint
+	case scheme == storage.SchemeAzure:
+		p.At = cmp.Or(r.AzureEndpoint, r.AzureAccount)
 	}
 	if i := r.Immutable; i != nil {
 		p.Immutable = &repo.Immutable{Mode: storage.LockMode(i.Mode), For: i.For, FullEvery: cfg.FullEvery}

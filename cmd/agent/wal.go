@@ -36,7 +36,7 @@ cannot be reached is left out; when it is back, a push starts agent repo sync
 			}
 			ctx, cancel := pushDeadline(cmd.Context(), cfg.Timeout, args[0])
 			defer cancel()
-			r, err := a.open(ctx, cfg, opening{hurry: true, patience: longPatience})
+			r, err := a.open(ctx, cfg, opening{hurry: true, write: true, patience: longPatience})
 			if err != nil {
 				return err
 			}

@@ -25,7 +25,7 @@ func (r *Repository) Behind() ([]Behind, error) {
 		if debt.Empty() {
 			continue
 		}
-		all = append(all, Behind{Name: p.Name, URL: p.String(), Debt: debt, Suspended: r.debts.suspension(p.ID(), r.now())})
+		all = append(all, Behind{Name: p.Name, URL: p.String(), Debt: debt, Suspended: r.debts.Suspended(p.ID(), r.now())})
 	}
 	return all, errors.Join(failures...)
 }

@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"time"
 
 	"github.com/gofrs/flock"
@@ -73,61 +72,69 @@ type debtLine struct {
 	Noted time.Time `json:"noted"`
 }
 
-// add notes that the place at url lacks key. It is durable when add returns.
+// allLine says that there is more than the list can hold; room for some of them
+// is kept.
+const (
+	allLine = `{"all":true}` + "\n"
+	allRoom = 64
+)
+
+// add notes that the place at url lacks key, in one append whatever the length
+// of the list: a push waits for it. It is durable when add returns.
 func (d *Debts) add(url, key string, now time.Time) error {
 	if d == nil {
 		return nil
 	}
+	line, err := json.Marshal(debtLine{Key: key, Noted: timestamp(now)})
+	if err != nil {
+		return fmt.Errorf("encode debt: %w", err)
+	}
+	line = append(line, '\n')
 	return d.locked(func() error {
-		have, err := d.read(url)
-		if err != nil || have.All || slices.Contains(have.Keys, key) {
-			return err
-		}
-		line, err := json.Marshal(debtLine{Key: key, Noted: timestamp(now)})
-		if err != nil {
-			return fmt.Errorf("encode debt: %w", err)
-		}
-		if have.size+len(line) > maxDebts {
-			line = []byte(`{"all":true}`)
-		}
 		f, err := os.OpenFile(d.path(url, "list"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 		if err != nil {
 			return stateError(err)
 		}
-		_, err = f.Write(append(line, '\n'))
+		info, err := f.Stat()
+		if err == nil && info.Size()+int64(len(line)) > maxDebts-allRoom {
+			line = []byte(allLine)
+		}
+		if err == nil && info.Size()+int64(len(line)) <= maxDebts {
+			_, err = f.Write(line)
+		}
 		return stateError(errors.Join(err, f.Sync(), f.Close()))
 	})
 }
 
-type debtList struct {
-	Debt
-	size int
-}
-
-func (d *Debts) read(url string) (debtList, error) {
-	var l debtList
+// read gives each key once, in the order in which they were first noted.
+func (d *Debts) read(url string) (Debt, error) {
+	var debt Debt
 	body, err := os.ReadFile(d.path(url, "list"))
 	if errors.Is(err, fs.ErrNotExist) {
-		return l, nil
+		return debt, nil
 	}
 	if err != nil {
-		return l, stateError(err)
+		return debt, stateError(err)
 	}
-	l.size = len(body)
+	seen := make(map[string]bool)
 	for line := range bytes.Lines(body) {
 		var one debtLine
 		// A line that was torn by a crash was never promised to anybody; what
 		// it was about is found by comparing.
 		if json.Unmarshal(line, &one) != nil || one.Key == "" {
-			l.All = true
+			debt.All = true
 			continue
 		}
-		l.Keys = append(l.Keys, one.Key)
-		if l.Since.IsZero() || one.Noted.Before(l.Since) {
-			l.Since = one.Noted
+		if seen[one.Key] {
+			continue
+		}
+		seen[one.Key] = true
+		debt.Keys = append(debt.Keys, one.Key)
+		if debt.Since.IsZero() || one.Noted.Before(debt.Since) {
+			debt.Since = one.Noted
 		}
 	}
-	return l, nil
+	return debt, nil
 }
 
 // Owed is what the place at url lacks, as far as this host has noted.
@@ -135,8 +142,7 @@ func (d *Debts) Owed(url string) (Debt, error) {
 	if d == nil {
 		return Debt{}, nil
 	}
-	l, err := d.read(url)
-	return l.Debt, err
+	return d.read(url)
 }
 
 // Settle removes keys from the list, and everything if all is true.
@@ -186,8 +192,8 @@ func (d *Debts) suspend(url string, now time.Time, reason error) {
 	}
 }
 
-// suspension is why the place at url is not asked, or nil.
-func (d *Debts) suspension(url string, now time.Time) error {
+// Suspended is why the place with this ID is not asked at present, or nil.
+func (d *Debts) Suspended(url string, now time.Time) error {
 	if d == nil {
 		return nil
 	}

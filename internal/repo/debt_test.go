@@ -148,32 +148,32 @@ func TestDebtsTogether(t *testing.T) {
 
 func TestSuspension(t *testing.T) {
 	d := NewDebts(t.TempDir())
-	if err := d.suspension("u", testTime); err != nil {
+	if err := d.Suspended("u", testTime); err != nil {
 		t.Fatal(err)
 	}
 	d.suspend("u", testTime, storage.ErrUnavailable)
-	err := d.suspension("u", testTime.Add(suspension-time.Second))
+	err := d.Suspended("u", testTime.Add(suspension-time.Second))
 	if !errors.Is(err, errSuspended) || !strings.Contains(err.Error(), storage.ErrUnavailable.Error()) {
 		t.Fatalf("got %v", err)
 	}
 	// It is not made longer by itself.
 	d.suspend("u", testTime.Add(suspension-time.Second), err)
 	for _, at := range []time.Time{testTime.Add(suspension), testTime.Add(-time.Second)} {
-		if err := d.suspension("u", at); err != nil {
+		if err := d.Suspended("u", at); err != nil {
 			t.Fatalf("at %s: %v", at, err)
 		}
 	}
-	if err := d.suspension("other", testTime); err != nil {
+	if err := d.Suspended("other", testTime); err != nil {
 		t.Fatal(err)
 	}
 	d.resume("u")
-	if err := d.suspension("u", testTime); err != nil {
+	if err := d.Suspended("u", testTime); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.WriteFile(d.path("u", "suspended"), []byte(`{"until":"20`), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := d.suspension("u", testTime); err != nil {
+	if err := d.Suspended("u", testTime); err != nil {
 		t.Fatalf("a torn file: %v", err)
 	}
 	if d.paused(testTime) {

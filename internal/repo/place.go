@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/url"
 	"strings"
 	"sync"
 	"time"
@@ -34,14 +33,19 @@ type Place struct {
 // ID is by what a host remembers a place: its URL as the store gives it, and
 // where that store is.
 func (p Place) ID() string {
-	id := bucketURL(p.URL)
-	if p.Bucket != nil {
-		id = p.Bucket.String()
-	}
 	if p.At != "" {
-		id += " at " + p.At
+		return p.where() + " at " + p.At
 	}
-	return id
+	return p.where()
+}
+
+// where is the URL as the bucket gives it: what is noted of a place that cannot
+// be opened is found again when it can be.
+func (p Place) where() string {
+	if p.Bucket == nil {
+		return storage.Canonical(p.URL)
+	}
+	return p.Bucket.String()
 }
 
 // Immutable says how objects are locked.
@@ -71,24 +75,26 @@ type place struct {
 	// looked is that slow was looked up in the state directory.
 	looked bool
 	told   bool // that it cannot be used was told
+	// owing are the keys that were noted: a backup owes the same one for each of
+	// its packs.
+	owing map[string]bool
 }
 
-func (p *place) String() string {
-	if p.Bucket == nil {
-		return bucketURL(p.URL)
+// owes reports whether a debt is new.
+func (p *place) owes(key string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.owing[key] {
+		return false
 	}
-	return p.Bucket.String()
+	if p.owing == nil {
+		p.owing = make(map[string]bool)
+	}
+	p.owing[key] = true
+	return true
 }
 
-// bucketURL is how the bucket at a configured URL calls itself: what is noted of
-// a place that cannot be opened is found again when it can be.
-func bucketURL(configured string) string {
-	scheme, _, path, err := storage.ParseURL(configured)
-	if err != nil || scheme != storage.SchemeFile {
-		return configured
-	}
-	return (&url.URL{Scheme: scheme, Path: path}).String()
-}
+func (p *place) String() string { return p.where() }
 
 // err is why the place is not used, or nil.
 func (p *place) err() error {
@@ -125,16 +131,6 @@ func (r *Repository) lockedUntil() (until time.Time) {
 		}
 	}
 	return until
-}
-
-// Places describes the places in their order.
-func (r *Repository) Places() []Place {
-	all := make([]Place, len(r.places))
-	for i, p := range r.places {
-		all[i] = p.Place
-		all[i].URL = p.String()
-	}
-	return all
 }
 
 // joined names all places.
@@ -188,7 +184,7 @@ func (r *Repository) everywhere(ctx context.Context, debt string, f func(context
 	timer := time.AfterFunc(bestEffortGrace, func() { cancel(errTooSlow) })
 	defer timer.Stop()
 	others.Wait()
-	var failed, left []error
+	var failed []error
 	for i, p := range r.places {
 		if p.Required && results[i] != nil {
 			failed = append(failed, fmt.Errorf("repository %s: %w", p.Name, results[i]))
@@ -206,10 +202,6 @@ func (r *Repository) everywhere(ctx context.Context, debt string, f func(context
 		if ctx.Err() == nil { // else its failure says nothing of the place
 			r.drop(p, results[i])
 		}
-		left = append(left, results[i])
-	}
-	if failed == nil && len(left) > 0 {
-		r.log.Debug("done without best-effort repositories", "error", errors.Join(left...).Error())
 	}
 	return errors.Join(failed...)
 }
@@ -226,7 +218,7 @@ func (r *Repository) drop(p *place, err error) {
 
 // owe notes what a best-effort place lacks.
 func (r *Repository) owe(p *place, debt string) {
-	if debt == "" {
+	if debt == "" || !p.owes(debt) {
 		return
 	}
 	if err := r.debts.add(p.ID(), debt, r.now()); err != nil {

@@ -162,7 +162,7 @@ func (r *Repository) Check(ctx context.Context) error {
 		if p.Required {
 			continue
 		}
-		if err := r.debts.suspension(p.ID(), r.now()); err != nil {
+		if err := r.debts.Suspended(p.ID(), r.now()); err != nil {
 			p.fail(err)
 		}
 	}

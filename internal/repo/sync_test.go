@@ -475,7 +475,7 @@ func TestSyncDown(t *testing.T) {
 		if !errors.Is(err, storage.ErrUnavailable) || len(res) != 1 || res[0].Err == nil {
 			t.Fatalf("%s: %+v, %v", what, res, err)
 		}
-		if s.SyncDue() || s.debts.suspension("memory:///b", s.time) == nil {
+		if s.SyncDue() || s.debts.Suspended("memory:///b", s.time) == nil {
 			t.Fatalf("%s: not suspended", what)
 		}
 		s.spots[1].hook = hook
@@ -486,7 +486,7 @@ func TestSyncDown(t *testing.T) {
 	if _, err := s.Sync(t.Context(), SyncOptions{Targets: []string{"b"}}); !errors.Is(err, storage.ErrUnavailable) && errs.KindOf(err) != errs.Storage {
 		t.Fatalf("got %v", err)
 	}
-	if s.debts.suspension("memory:///b", s.time) != nil {
+	if s.debts.Suspended("memory:///b", s.time) != nil {
 		t.Fatal("suspended for what another place did")
 	}
 	s.spots[0].down = false

@@ -69,7 +69,7 @@ func behind(path string) []postgres.WALFile {
 // most the one file before its last, and wal-fetch --end-before names it. What
 // becomes of them does not change the outcome for the one that was asked for:
 // the server asks for each of them, and is told then.
-func (p *Pusher) batch(ctx context.Context, path string) (over func(durable bool)) {
+func (p *Pusher) batch(ctx context.Context, path string, owner *postgres.Control, records *done) (over func(durable bool)) {
 	files := behind(path)
 	if len(files) == 0 || p.StateDir == "" {
 		return func(bool) {}
@@ -81,7 +81,8 @@ func (p *Pusher) batch(ctx context.Context, path string) (over func(durable bool
 	finished := make(chan struct{})
 	go func() {
 		defer close(finished)
-		p.aheadOf(ctx, filepath.Dir(path), files, asked, func() { cancel(errBatchOver) })
+		a := &ahead{Pusher: p, dir: filepath.Dir(path), owner: owner, records: records, stop: func() { cancel(errBatchOver) }}
+		a.archive(ctx, files, asked)
 	}()
 	return func(durable bool) {
 		if durable {
@@ -98,16 +99,24 @@ func (p *Pusher) batch(ctx context.Context, path string) (over func(durable bool
 
 var errBatchOver = errors.New("the file that was asked for comes first")
 
-// aheadOf archives files in their order, each when the last but one before it is
-// durable. asked is closed when the file ahead of all of them is; stop ends the
-// rest when one fails.
-func (p *Pusher) aheadOf(ctx context.Context, dir string, files []postgres.WALFile, asked <-chan struct{}, stop func()) {
+// ahead archives the files behind the one that was asked for.
+type ahead struct {
+	*Pusher
+	dir     string // pg_wal
+	owner   *postgres.Control
+	records *done
+	stop    func() // ends the rest when one fails
+}
+
+// archive takes files in their order, each when the last but one before it is
+// durable. asked is closed when the file ahead of all of them is.
+func (a *ahead) archive(ctx context.Context, files []postgres.WALFile, asked <-chan struct{}) {
 	lastButOne, last := asked, asked
 	room := semaphore.NewWeighted(batchBytes)
 	var all sync.WaitGroup
 	defer all.Wait()
 	for _, f := range files {
-		path := filepath.Join(dir, f.Name)
+		path := filepath.Join(a.dir, f.Name)
 		info, err := os.Stat(path)
 		if err != nil || info.Size() > batchBytes || room.Acquire(ctx, info.Size()) != nil {
 			return
@@ -115,18 +124,18 @@ func (p *Pusher) aheadOf(ctx context.Context, dir string, files []postgres.WALFi
 		turn, durable := lastButOne, make(chan struct{})
 		all.Go(func() {
 			defer room.Release(info.Size())
-			if p.ahead(ctx, f, path, turn) {
+			if a.one(ctx, f, path, turn) {
 				close(durable)
 			} else {
-				stop()
+				a.stop()
 			}
 		})
 		lastButOne, last = last, durable
 	}
 }
 
-// ahead archives one file, when its turn has come, and records it.
-func (p *Pusher) ahead(ctx context.Context, f postgres.WALFile, path string, turn <-chan struct{}) (durable bool) {
+// one archives a file, when its turn has come, and records it.
+func (a *ahead) one(ctx context.Context, f postgres.WALFile, path string, turn <-chan struct{}) (durable bool) {
 	await := func(ctx context.Context) error {
 		select {
 		case <-turn:
@@ -135,17 +144,17 @@ func (p *Pusher) ahead(ctx context.Context, f postgres.WALFile, path string, tur
 			return context.Cause(ctx)
 		}
 	}
-	c, err := p.open(ctx, f, path)
+	c, err := a.open(f, path, a.owner)
 	if err == nil {
-		if p.done.has(c.cluster, f.Name, c.info) {
+		if a.records.has(c.cluster, f.Name, c.info) {
 			err = await(ctx)
-		} else if err = p.put(ctx, c, await); err == nil {
-			err = p.done.add(c.cluster, f.Name, c.info)
+		} else if err = a.put(ctx, c, await); err == nil {
+			err = a.records.add(c.cluster, f.Name, c.info)
 		}
 		err = errors.Join(err, c.file.Close())
 	}
 	if err != nil {
-		p.Log.Debug("archive ahead", "wal", f.Name, "error", err.Error())
+		a.Log.Debug("archive ahead", "wal", f.Name, "error", err.Error())
 	}
 	return err == nil
 }

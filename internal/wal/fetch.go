@@ -98,6 +98,9 @@ func (f *Fetcher) Fetch(ctx context.Context, name, dest string) error {
 			if f.Open != nil {
 				// The handle holds the folder open that was there, which a
 				// mount that comes back covers: open what is there then.
+				if err := f.Repo.Close(); err != nil {
+					f.Log.Debug("close the repository", "error", err.Error())
+				}
 				f.Repo = nil
 			}
 			return struct{}{}, err

@@ -29,8 +29,6 @@ type Pusher struct {
 	// Cluster says whose files these are where neither the file nor the
 	// directory above it does; 0 is unknown.
 	Cluster repo.ClusterID
-
-	done *done
 }
 
 // Push archives the file at path, whose base name says what it is. When it
@@ -45,13 +43,17 @@ func (p *Pusher) Push(ctx context.Context, path string) (err error) {
 	if err != nil {
 		return errs.Wrap(err, errs.Usage, "archive_command is: agent wal-push %p", "archive %s", path)
 	}
-	p.done = newDone(p.StateDir, p.Repo, p.Now)
-	c, err := p.open(ctx, name, path)
+	owner, err := ownerOf(ctx, path)
+	if err != nil {
+		return err
+	}
+	c, err := p.open(name, path, owner)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, c.file.Close()) }()
-	if p.StateDir != "" && p.done.take(c.cluster, name.Name, c.info) {
+	records := newDone(p.StateDir, p.Repo, p.Now)
+	if p.StateDir != "" && records.take(c.cluster, name.Name, c.info) {
 		// An empty mount point is no archive, whatever was there before.
 		if err := p.Repo.CheckLocal(ctx); err != nil {
 			return err
@@ -62,11 +64,11 @@ func (p *Pusher) Push(ctx context.Context, path string) (err error) {
 	if err := p.Repo.Check(ctx); err != nil {
 		return err
 	}
-	over := p.batch(ctx, path)
+	over := p.batch(ctx, path, owner, records)
 	err = p.put(ctx, c, nil)
 	over(err == nil)
 	if err == nil && p.StateDir != "" {
-		p.done.sweep(ctx)
+		records.sweep(ctx)
 	}
 	return err
 }
@@ -80,14 +82,10 @@ type candidate struct {
 	check   checker
 }
 
-func (p *Pusher) open(ctx context.Context, name postgres.WALFile, path string) (*candidate, error) {
+func (p *Pusher) open(name postgres.WALFile, path string, owner *postgres.Control) (*candidate, error) {
 	file, info, err := openRegular(path)
 	if err != nil {
 		return nil, err
-	}
-	owner, err := ownerOf(ctx, path)
-	if err != nil {
-		return nil, errors.Join(err, file.Close())
 	}
 	c := &candidate{name: name, file: file, info: info}
 	if c.cluster, c.check, err = p.identify(name, file, info.Size(), owner); err != nil {
