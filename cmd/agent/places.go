@@ -157,7 +157,7 @@ func (a *app) openStore(ctx context.Context, cfg *config.Config, r config.Reposi
 	url := storage.Canonical(r.URL)
 	switch scheme {
 	case storage.SchemeFile:
-		return openFolder(ctx, path, how.create)
+		return openFolder(ctx, path, how.create, r.Required)
 	case storage.SchemeS3:
 		return s3.Open(ctx, s3.Options{
 			Bucket: host, Prefix: path, URL: url, Region: r.S3Region, Endpoint: r.S3Endpoint, PathStyle: r.S3PathStyle,
@@ -183,15 +183,22 @@ func (a *app) openStore(ctx context.Context, cfg *config.Config, r config.Reposi
 
 // folderLimit is how long a folder may take to be opened: an NFS server that is
 // away makes every look wait until it is back.
-const folderLimit = 30 * time.Second
+const (
+	folderLimit     = 30 * time.Second
+	bestEffortLimit = 5 * time.Second
+)
 
 // openFolder opens a folder, or leaves the attempt behind when it hangs.
-func openFolder(ctx context.Context, path string, create bool) (storage.Bucket, error) {
+func openFolder(ctx context.Context, path string, create, required bool) (storage.Bucket, error) {
+	limit := bestEffortLimit
+	if required {
+		limit = folderLimit
+	}
 	type opened struct {
 		b   *folder.Bucket
 		err error
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, folderLimit, fmt.Errorf("%w: the folder %s did not answer for %s", storage.ErrUnavailable, path, folderLimit))
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("%w: the folder %s did not answer for %s", storage.ErrUnavailable, path, limit))
 	defer cancel()
 	result := make(chan opened, 1)
 	go func() {

@@ -66,7 +66,7 @@ func (m *memory) fail(op, key string, err error) error {
 	return &storage.Error{Op: op, Bucket: m.String(), Key: key, Err: err}
 }
 
-func (m *memory) Put(ctx context.Context, key string, src storage.Source, _ storage.PutOptions) (storage.Info, error) {
+func (m *memory) Put(ctx context.Context, key string, src storage.Source, o storage.PutOptions) (storage.Info, error) {
 	if err := errorsFirst(storage.CheckKey(key), ctx.Err(), m.before("put", key)); err != nil {
 		return storage.Info{}, m.fail("put", key, err)
 	}
@@ -78,6 +78,9 @@ func (m *memory) Put(ctx context.Context, key string, src storage.Source, _ stor
 	body, err := io.ReadAll(r)
 	if err != nil || int64(len(body)) != src.Size() {
 		return storage.Info{}, m.fail("put", key, cmp.Or(err, storage.ErrBadLength))
+	}
+	if o.SHA256 != nil && *o.SHA256 != sha(body) {
+		return storage.Info{}, m.fail("put", key, storage.ErrBadDigest)
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()

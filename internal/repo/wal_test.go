@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -374,4 +375,85 @@ func TestGap(t *testing.T) {
 			t.Fatalf("got %v", err)
 		}
 	})
+}
+
+// What was compressed and sealed is kept while the store cannot be reached, and
+// sent as it is by the next call; other bytes, or other keys, are sealed anew.
+func TestPutWALKept(t *testing.T) {
+	keys, _ := testKeys(t)
+	for name, size := range map[string]int{"in memory": 300_000, "spooled": walInMemory + 1<<20} {
+		t.Run(name, func(t *testing.T) {
+			m := newMemory()
+			r := testRepo(m, keys, setting(t, "lz4"))
+			r.spoolDir = t.TempDir()
+			body := noise(1, size)
+			key := testCluster.WALKey(walFile(t, segmentName), [32]byte{})
+			kept := func() []string {
+				t.Helper()
+				names, err := filepath.Glob(filepath.Join(r.spoolDir, keptPrefix+"*"))
+				if err != nil {
+					t.Fatal(err)
+				}
+				return names
+			}
+			away := func(op, _ string) error {
+				if op == "put" {
+					return storage.ErrUnavailable
+				}
+				return nil
+			}
+			fail := func(body []byte) []byte {
+				t.Helper()
+				m.hook = away
+				if _, err := putWAL(t, r, segmentName, body); !errors.Is(err, storage.ErrUnavailable) {
+					t.Fatalf("got %v", err)
+				}
+				names := kept()
+				if len(names) != 1 {
+					t.Fatalf("kept: %q", names)
+				}
+				sealed, err := os.ReadFile(names[0])
+				if err != nil {
+					t.Fatal(err)
+				}
+				m.hook = nil
+				return sealed
+			}
+			sealed := fail(body)
+			if again := fail(body); !bytes.Equal(sealed, again) {
+				t.Fatal("it was sealed again") // with another random key
+			}
+			if _, err := putWAL(t, r, segmentName, body); err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Equal(m.objects[key].body, sealed) || len(kept()) != 0 {
+				t.Fatalf("what was stored is not what was kept; kept now: %q", kept())
+			}
+			// Other bytes of that name.
+			delete(m.objects, key)
+			fail(body)
+			other := noise(2, size)
+			if _, err := putWAL(t, r, segmentName, other); err != nil {
+				t.Fatal(err)
+			}
+			if got, err := getWAL(t, r, segmentName); err != nil || !bytes.Equal(got, other) {
+				t.Fatalf("%d bytes, %v", len(got), err)
+			}
+			// A torn file is found out by the store, and forgotten.
+			delete(m.objects, key)
+			fail(body)
+			if err := os.Truncate(kept()[0], 100); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := putWAL(t, r, segmentName, body); err == nil {
+				t.Fatal("a torn file was stored")
+			}
+			if _, err := putWAL(t, r, segmentName, body); err != nil {
+				t.Fatal(err)
+			}
+			if got, err := getWAL(t, r, segmentName); err != nil || !bytes.Equal(got, body) {
+				t.Fatalf("%d bytes, %v", len(got), err)
+			}
+		})
+	}
 }
