@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"walagent/internal/errs"
+	"walagent/internal/postgres"
 	"walagent/internal/repo"
 	"walagent/internal/wal"
 )
@@ -79,6 +80,7 @@ func pushDeadline(ctx context.Context, limit time.Duration, path string) (contex
 func (a *app) walFetch() *cobra.Command {
 	var cluster uint64
 	var endBefore string
+	var noPrefetch bool
 	cmd := &cobra.Command{
 		Use:     "wal-fetch NAME PATH",
 		GroupID: "wal",
@@ -91,7 +93,12 @@ ends recovery; 126 or above in every other case, upon which PostgreSQL stops
 instead of opening a database with transactions missing.
 
 Beside a standby.signal an outage of the repository is waited out
-(standby_on_outage), and a gap is 74, since a standby can stream.`,
+(standby_on_outage), and a gap is 74, since a standby can stream.
+
+While a server recovers, a process beside it fetches the segments that it will
+ask for next. It ends when nobody asks any more or the server ends; what it says
+is in log/wal-prefetch.log of the state directory. For pg_rewind and everybody
+else who names the segment himself there is none.`,
 		Args: exactArgs(2, "wal-fetch NAME PATH"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			cfg, err := a.load(cmd)
@@ -101,11 +108,20 @@ Beside a standby.signal an outage of the repository is waited out
 			open := func(ctx context.Context) (*repo.Repository, error) {
 				return a.open(ctx, cfg, opening{hurry: true, patience: quickPatience})
 			}
-			f := &wal.Fetcher{GapWait: gapWait, EndBefore: endBefore, Open: open, Log: a.log, OnOutage: wal.OutagePolicy(cfg.StandbyOnOutage), Cluster: repo.ClusterID(cluster)}
+			f := &wal.Fetcher{
+				GapWait: gapWait, EndBefore: endBefore, Open: open, Log: a.log,
+				OnOutage: wal.OutagePolicy(cfg.StandbyOnOutage), Cluster: repo.ClusterID(cluster),
+			}
+			if !noPrefetch && endBefore == "" {
+				f.Found = func(cluster repo.ClusterID, segment postgres.Segment, size postgres.SegmentSize) {
+					a.prefetchLater(cmd, cfg, cluster, segment.Name(size), args[1])
+				}
+			}
 			return f.Fetch(cmd.Context(), args[0], args[1])
 		},
 	}
 	clusterFlag(cmd, &cluster)
-	cmd.Flags().StringVar(&endBefore, "end-before", "", "answer that this segment and those behind it do not exist, for one that is lost for good")
+	cmd.Flags().BoolVar(&noPrefetch, noPrefetchFlag, false, "fetch this file alone, and start no process that fetches those behind it")
+	cmd.Flags().StringVar(&endBefore, endBeforeFlag, "", "answer that this segment and those behind it do not exist, for one that is lost for good")
 	return cmd
 }

@@ -43,7 +43,7 @@ func (p *Pusher) Push(ctx context.Context, path string) (err error) {
 	if err != nil {
 		return errs.Wrap(err, errs.Usage, "archive_command is: agent wal-push %p", "archive %s", path)
 	}
-	owner, err := ownerOf(ctx, path)
+	owner, err := Owner(ctx, path)
 	if err != nil {
 		return err
 	}
@@ -224,12 +224,12 @@ func (c *textCheck) Close() error {
 
 func (c *textCheck) Warnings() []string { return nil }
 
-// ownerOf reads the control file of the data directory whose pg_wal holds the
+// Owner reads the control file of the data directory whose pg_wal holds the
 // file, or nil if there is none: the directory above the file's, by name, so
 // that a pg_wal that is a symbolic link is found through the data directory.
 // Of a major that is not known only the system identifier is: WAL of a new
 // PostgreSQL must not pile up because nobody has updated the agent.
-func ownerOf(ctx context.Context, path string) (*postgres.Control, error) {
+func Owner(ctx context.Context, path string) (*postgres.Control, error) {
 	pgdata := filepath.Join(filepath.Dir(path), "..")
 	control, _, err := postgres.ReadControl(ctx, pgdata)
 	if errors.Is(err, postgres.ErrControlVersion) {
