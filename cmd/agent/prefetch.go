@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -234,11 +233,4 @@ func freeSpace(dir string) (int64, error) {
 		return 0, fmt.Errorf("ask for the free space of %s: %w", dir, err)
 	}
 	return int64(s.Bavail) * s.Bsize, nil
-}
-
-// serverIsInit reports whether the server of a data directory is the first
-// process of its container, which inherits what others leave behind.
-func serverIsInit(dataDir string) bool {
-	pid, err := beside.Postmaster(dataDir)
-	return err == nil && strconv.Itoa(pid) == "1"
 }

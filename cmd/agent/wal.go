@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"os"
 	"time"
 
@@ -15,6 +16,7 @@ import (
 
 func (a *app) walPush() *cobra.Command {
 	var cluster uint64
+	var alone bool
 	cmd := &cobra.Command{
 		Use:     "wal-push PATH",
 		GroupID: "wal",
@@ -28,7 +30,13 @@ other bytes are an error.
 
 Of several repositories each required one must have it. A best-effort one that
 cannot be reached is left out; when it is back, a push starts agent repo sync
---pending beside itself and does not wait for it.`,
+--pending beside itself and does not wait for it.
+
+What the server has marked ready behind the file is archived with it, and
+recorded in the state directory, so that the calls for those files end at once.
+When more is ready than one call may archive, a process beside the server works
+it off, and ends with it; what it says is in log/wal-push.log of the state
+directory.`,
 		Args: exactArgs(1, "wal-push PATH"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			cfg, err := a.load(cmd)
@@ -37,19 +45,31 @@ cannot be reached is left out; when it is back, a push starts agent repo sync
 			}
 			ctx, cancel := pushDeadline(cmd.Context(), cfg.Timeout, args[0])
 			defer cancel()
-			r, err := a.open(ctx, cfg, opening{hurry: true, write: true, patience: longPatience})
-			if err != nil {
+			p := &wal.Pusher{Log: a.log, Now: time.Now, StateDir: cfg.StateDir, Cluster: repo.ClusterID(cluster), Alone: alone}
+			if p.Repo, err = a.open(ctx, cfg, opening{local: true}); err != nil {
 				return err
 			}
-			p := &wal.Pusher{Repo: r, Log: a.log, Now: time.Now, StateDir: cfg.StateDir, Cluster: repo.ClusterID(cluster)}
+			done, err := p.Done(ctx, args[0])
+			if err = errors.Join(err, p.Repo.Close()); done || err != nil {
+				return err
+			}
+			if p.Repo, err = a.open(ctx, cfg, opening{hurry: true, write: true, patience: longPatience}); err != nil {
+				return err
+			}
+			w := a.pushWorker(cmd, cfg, args[0])
+			p.Worker = w.ask
 			if err := p.Push(ctx, args[0]); err != nil {
 				return err
 			}
-			a.syncLater(cmd, cfg, r)
+			if after := p.More(); after != "" {
+				w.start(after)
+			}
+			a.syncLater(cmd, cfg, p.Repo)
 			return nil
 		},
 	}
 	clusterFlag(cmd, &cluster)
+	cmd.Flags().BoolVar(&alone, "no-batch", false, "archive this file alone, not what is ready behind it")
 	return cmd
 }
 

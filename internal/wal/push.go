@@ -29,6 +29,53 @@ type Pusher struct {
 	// Cluster says whose files these are where neither the file nor the
 	// directory above it does; 0 is unknown.
 	Cluster repo.ClusterID
+	// Worker reports whether a process archives beside this one, and waits until
+	// that has ended with the file, if it has taken it. Nil: there is none.
+	Worker func(ctx context.Context, name string) bool
+
+	// Alone leaves what is ready behind the file to the calls for it.
+	Alone bool
+
+	more string // the last file that the batch takes, if more are ready behind it
+}
+
+// More names the file behind which more are ready than Push has archived
+// itself; empty: there are none.
+func (p *Pusher) More() string { return p.more }
+
+// Done reports whether just this file was archived by an earlier call, and
+// forgets that: it is asked for once. It asks no store but those on this host,
+// and needs no other one opened.
+func (p *Pusher) Done(ctx context.Context, path string) (bool, error) {
+	if p.StateDir == "" {
+		return false, nil
+	}
+	name, err := postgres.ParseWALFile(filepath.Base(path))
+	if err != nil {
+		return false, nil // Push explains
+	}
+	owner, err := Owner(ctx, path)
+	if err != nil || owner == nil {
+		return false, err
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return false, nil
+	}
+	return p.recorded(ctx, newDone(p.StateDir, p.Repo, p.Now), repo.ClusterID(owner.SystemIdentifier), name.Name, info)
+}
+
+// recorded takes the record of a file, if there is one.
+func (p *Pusher) recorded(ctx context.Context, records *done, cluster repo.ClusterID, name string, info os.FileInfo) (bool, error) {
+	if p.StateDir == "" || !records.take(cluster, name, info) {
+		return false, nil
+	}
+	// An empty mount point is no archive, whatever was there before.
+	if err := p.Repo.CheckLocal(ctx); err != nil {
+		return false, err
+	}
+	p.Log.Debug("was archived by an earlier call", "wal", name)
+	return true, nil
 }
 
 // Push archives the file at path, whose base name says what it is. When it
@@ -53,16 +100,16 @@ func (p *Pusher) Push(ctx context.Context, path string) (err error) {
 	}
 	defer func() { err = errors.Join(err, c.file.Close()) }()
 	records := newDone(p.StateDir, p.Repo, p.Now)
-	if p.StateDir != "" && records.take(c.cluster, name.Name, c.info) {
-		// An empty mount point is no archive, whatever was there before.
-		if err := p.Repo.CheckLocal(ctx); err != nil {
-			return err
-		}
-		p.Log.Debug("was archived by an earlier call", "wal", name.Name)
-		return nil
+	// The worker's answer is its record.
+	alone := p.Worker == nil || !p.Worker(ctx, name.Name)
+	if done, err := p.recorded(ctx, records, c.cluster, name.Name, c.info); done || err != nil {
+		return err
 	}
 	if err := p.Repo.Check(ctx); err != nil {
 		return err
+	}
+	if !alone {
+		return p.put(ctx, c, nil) // what is ready behind it is the worker's
 	}
 	over := p.batch(ctx, path, owner, records)
 	err = p.put(ctx, c, nil)
