@@ -120,8 +120,8 @@ type ahead struct {
 	ended   func(name string, ok bool) // is told how each file ended
 }
 
-// archive takes files in their order, each when the last but one before it is
-// durable. asked is closed when the file ahead of all of them is.
+// archive takes files in their order, each when all up to the last but one before
+// it are durable. asked is closed when the file ahead of all of them is.
 func (a *ahead) archive(ctx context.Context, files []postgres.WALFile, asked <-chan struct{}) {
 	lastButOne, last := asked, asked
 	room := semaphore.NewWeighted(batchBytes)
@@ -140,15 +140,21 @@ func (a *ahead) archive(ctx context.Context, files []postgres.WALFile, asked <-c
 		if weight > batchBytes || room.Acquire(ctx, weight) != nil {
 			return
 		}
-		turn, durable := lastButOne, make(chan struct{})
+		turn, before, durable := lastButOne, last, make(chan struct{})
 		all.Go(func() {
-			defer room.Release(weight)
 			ok := a.one(ctx, f, path, turn)
+			room.Release(weight)
 			a.ended(f.Name, ok)
-			if ok {
-				close(durable)
-			} else {
+			if !ok {
 				a.stop()
+				return
+			}
+			// It counts when what is before it does, or else every second file
+			// could run away from the others.
+			select {
+			case <-before:
+				close(durable)
+			case <-ctx.Done():
 			}
 		})
 		lastButOne, last = last, durable
