@@ -22,9 +22,8 @@ type Decoder struct {
 	page   []byte // the page at hand, while it is incomplete
 	off    int64  // of the page that comes next, in bytes
 	size   int64  // of the segment; 0 until the first page was understood
-	tli    postgres.Timeline
-	done   bool // what follows is not looked at
-	inHead bool // the record at hand began before the segment
+	done   bool   // what follows is not looked at
+	inHead bool   // the record at hand began before the segment
 	rec    assembly
 	record Record
 	res    Result
@@ -98,7 +97,7 @@ func (d *Decoder) first(h postgres.PageHeader) {
 		d.stop(Unknown, "its first page has no header of a segment")
 	default:
 		d.res.Header, d.res.Major, d.res.End = h, major, h.Addr
-		d.size, d.tli = int64(h.SegmentSize), h.Timeline
+		d.size, d.res.Timeline = int64(h.SegmentSize), h.Timeline
 	}
 }
 
@@ -109,10 +108,10 @@ func (d *Decoder) fits(h postgres.PageHeader, want postgres.LSN) {
 		d.stop(NotOwn, fmt.Sprintf("the page at %s is empty", want))
 	case h.Magic != d.res.Header.Magic || h.Addr != want || h.Flags&postgres.PageLongHeader != 0:
 		d.stop(NotOwn, fmt.Sprintf("the page at %s is another one, with the address %s", want, h.Addr))
-	case h.Timeline < d.tli:
-		d.stop(NotOwn, fmt.Sprintf("the page at %s is of timeline %d, after one of timeline %d", want, h.Timeline, d.tli))
+	case h.Timeline < d.res.Timeline:
+		d.stop(NotOwn, fmt.Sprintf("the page at %s is of timeline %d, after one of timeline %d", want, h.Timeline, d.res.Timeline))
 	default:
-		d.tli = h.Timeline
+		d.res.Timeline = h.Timeline
 	}
 }
 
@@ -291,7 +290,8 @@ func (d *Decoder) finish() {
 	}
 }
 
-// Result tells what the segment is, once all of it was written.
+// Result tells what the segment is, once all of it was written. Nothing is
+// decoded after it.
 func (d *Decoder) Result() *Result {
 	seen := d.off + int64(len(d.page))
 	switch {
@@ -302,3 +302,6 @@ func (d *Decoder) Result() *Result {
 	}
 	return &d.res
 }
+
+// Major is the PostgreSQL major whose WAL this is; 0 until that is known.
+func (d *Decoder) Major() int { return d.res.Major }

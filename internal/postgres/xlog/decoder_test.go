@@ -12,6 +12,7 @@ import (
 	"pgregory.net/rapid"
 
 	"walagent/internal/postgres"
+	"walagent/internal/postgres/xlog/xlogtest"
 )
 
 // decodeAll decodes segments that follow each other and joins the records
@@ -88,14 +89,13 @@ func TestOverwrite(t *testing.T) {
 
 // TestOverwriteInside: the same in the middle of a segment.
 func TestOverwriteInside(t *testing.T) {
-	w := newWriter(1 << 20)
-	w.record(RMXLOG, 0x20, make([]byte, 100))
-	lost := w.at
-	w.record(RMXLOG, 0x20, make([]byte, 20_000))
-	w.overwrite(lost, 1) // its second page was the last that was written
-	w.record(RMXLOG, 0xD0, make([]byte, 16))
-	w.fill()
-	_, res := decode(t, w.segment)
+	w := xlogtest.NewWriter(1 << 20)
+	w.Record(0, 0x20, xlogtest.Main(make([]byte, 100)))
+	whole := w.Prev
+	w.Overwrite(w.Record(0, 0x20, xlogtest.Main(make([]byte, 20_000))), whole)
+	w.Record(0, 0xD0, xlogtest.Main(make([]byte, 16)))
+	w.FillTo(0)
+	_, res := decode(t, w.Segments()[0])
 	if res.Ending != Full || res.Overwrite || res.Records < 3 {
 		t.Errorf("%v (%s), %d records, overwrite %v", res.Ending, res.Reason, res.Records, res.Overwrite)
 	}
@@ -199,9 +199,9 @@ func TestEndings(t *testing.T) {
 // TestEndingsOfRecords: what server-made records can leave at a segment's end.
 func TestEndingsOfRecords(t *testing.T) {
 	t.Run("one record covers it", func(t *testing.T) {
-		w := newWriter(1 << 20)
-		w.record(RMID(21), 0, make([]byte, 3<<20))
-		parts := w.all()
+		w := xlogtest.NewWriter(1 << 20)
+		w.Record(21, 0, xlogtest.Main(make([]byte, 3<<20)))
+		parts := w.Segments()
 		var j Joiner
 		for i, part := range parts[:3] {
 			lines, res := decode(t, part)
@@ -227,10 +227,10 @@ func TestEndingsOfRecords(t *testing.T) {
 	})
 	t.Run("switch over the edge", func(t *testing.T) {
 		for _, left := range []int{8, 16} {
-			w := newWriter(1 << 20)
-			w.fillTo(left)
-			w.record(RMXLOG, opSwitch, nil)
-			parts := w.all()
+			w := xlogtest.NewWriter(1 << 20)
+			w.FillTo(left)
+			w.Record(0, opSwitch, nil)
+			parts := w.Segments()
 			if _, res := decode(t, parts[0]); res.Ending != Full || int(res.Tail.Length) != left {
 				t.Errorf("%d bytes left: %v (%s), %d", left, res.Ending, res.Reason, res.Tail.Length)
 			}
@@ -240,34 +240,35 @@ func TestEndingsOfRecords(t *testing.T) {
 		}
 	})
 	t.Run("another record over the edge, and zeros", func(t *testing.T) {
-		w := newWriter(1 << 20)
-		w.fillTo(8)
-		w.record(RMXLOG, 0x20, nil)
-		if _, res := decode(t, w.all()[1]); res.Ending != NotOwn {
+		w := xlogtest.NewWriter(1 << 20)
+		w.FillTo(8)
+		w.Record(0, 0x20, nil)
+		if _, res := decode(t, w.Segments()[1]); res.Ending != NotOwn {
 			t.Errorf("%v (%s)", res.Ending, res.Reason)
 		}
 	})
 	t.Run("a switch at the very end", func(t *testing.T) {
-		w := newWriter(1 << 20)
-		w.fillTo(24)
-		w.record(RMXLOG, opSwitch, nil)
-		if _, res := decode(t, w.segment); res.Ending != AfterSwitch {
+		w := xlogtest.NewWriter(1 << 20)
+		w.FillTo(24)
+		w.Record(0, opSwitch, nil)
+		if _, res := decode(t, w.Segments()[0]); res.Ending != AfterSwitch {
 			t.Errorf("%v (%s)", res.Ending, res.Reason)
 		}
 	})
 	t.Run("content is not understood", func(t *testing.T) {
-		w := newWriter(1 << 20)
-		w.raw(RMXLOG, 0x20, []byte{200, 1, 2, 3})
-		w.fill()
-		if _, res := decode(t, w.segment); res.Ending != Full || res.Undecoded == nil {
+		w := xlogtest.NewWriter(1 << 20)
+		w.Record(0, 0x20, []byte{200, 1, 2, 3})
+		w.FillTo(0)
+		if _, res := decode(t, w.Segments()[0]); res.Ending != Full || res.Undecoded == nil {
 			t.Errorf("%v (%s), %v", res.Ending, res.Reason, res.Undecoded)
 		}
 	})
 	t.Run("a record without a header", func(t *testing.T) {
-		w := newWriter(1 << 20)
-		w.record(RMXLOG, 0x20, make([]byte, 50))
-		binary.LittleEndian.PutUint32(w.segment[w.offset():], 23)
-		if _, res := decode(t, w.segment); res.Ending != NotOwn || !strings.Contains(res.Reason, "23 bytes") {
+		w := xlogtest.NewWriter(1 << 20)
+		w.Record(0, 0x20, xlogtest.Main(make([]byte, 50)))
+		segment := w.Segments()[0]
+		binary.LittleEndian.PutUint32(segment[w.Offset():], 23)
+		if _, res := decode(t, segment); res.Ending != NotOwn || !strings.Contains(res.Reason, "23 bytes") {
 			t.Errorf("%v (%s)", res.Ending, res.Reason)
 		}
 	})
@@ -276,14 +277,14 @@ func TestEndingsOfRecords(t *testing.T) {
 // TestLongRecord: of a record longer than what is kept only the headers are
 // read, but its checksum is still compared.
 func TestLongRecord(t *testing.T) {
-	w := newWriter(64 << 20)
+	w := xlogtest.NewWriter(64 << 20)
 	long := make([]byte, MaxKept+1000)
 	for i := range long {
 		long[i] = byte(i >> 3)
 	}
-	w.record(RMID(21), 0, long)
-	w.record(RMXact, 0, long)
-	w.fill()
+	w.Record(21, 0, xlogtest.Main(long))
+	w.Record(1, 0, xlogtest.Main(long))
+	w.FillTo(0)
 	var cut []*Record
 	d := NewDecoder(func(r *Record) {
 		if r.Cut {
@@ -293,12 +294,12 @@ func TestLongRecord(t *testing.T) {
 			}
 		}
 	})
-	d.Write(w.segment)
+	d.Write(w.Segments()[0])
 	if res := d.Result(); res.Ending != Full || len(cut) != 2 || cut[0].Main != nil || int(cut[0].Length) != len(long)+29 {
 		t.Errorf("%v (%s): %d records were cut", res.Ending, res.Reason, len(cut))
 	}
-	w.segment[20<<20] ^= 1
-	if _, res := decode(t, w.segment); res.Ending != NotOwn {
+	w.Segments()[0][20<<20] ^= 1
+	if _, res := decode(t, w.Segments()[0]); res.Ending != NotOwn {
 		t.Errorf("%v: the checksum of a long record is not compared", res.Ending)
 	}
 }

@@ -39,9 +39,12 @@ type Piece struct {
 type Result struct {
 	Header postgres.PageHeader // of the first page; zero if it was not understood
 	Major  int                 // 0 if the page format is of none that is known
-	Ending Ending
-	Reason string       // of Unknown and NotOwn: what was seen
-	End    postgres.LSN // behind the last whole record, where the next one would begin
+	// Timeline is that of the last page that was understood; the header has
+	// that of the first one.
+	Timeline postgres.Timeline
+	Ending   Ending
+	Reason   string       // of Unknown and NotOwn: what was seen
+	End      postgres.LSN // behind the last whole record, where the next one would begin
 
 	Records   uint64       // wholly inside
 	First     postgres.LSN // of the first record wholly inside; 0: there is none
