@@ -10,11 +10,11 @@ import (
 // chunkBlocks is how many blocks one chunk of a set describes.
 const chunkBlocks = 1 << 16
 
-// sparse is how many blocks a chunk lists before it becomes a bitmap: 16 bytes
+// sparse is how many blocks a chunk lists before it becomes a bitmap: 32 bytes
 // for each of them then.
-const sparse = 512
+const sparse = 256
 
-// blockSet is a set of block numbers. Its memory is bounded by 16 bytes for
+// blockSet is a set of block numbers. Its memory is bounded by 32 bytes for
 // each block and 8 KiB for each 512 MiB of a relation, whichever is less, and
 // a few words for each chunk.
 type blockSet struct {

@@ -204,16 +204,18 @@ func (d *decoder) after(before uint32) uint32 {
 
 func (d *decoder) runs(s *blockSet) {
 	var end uint64
-	first := true
-	for n := d.uint(math.MaxUint32, "number of runs"); n > 0 && d.err == nil; n-- {
-		gap := d.uint(math.MaxUint32-1, "distance of a run")
-		length := d.uint(math.MaxUint32-1, "length of a run") + 1
+	for first := true; ; first = false {
+		length := d.uint(math.MaxUint32, "length of a run")
+		if length == 0 {
+			return // also after an error
+		}
+		gap := d.uint(math.MaxUint32, "distance of a run")
 		switch {
 		case gap == 0 && !first:
 			d.bad("two runs are one")
 		case length > d.left:
 			d.bad("more blocks than a segment can touch")
-		case end+gap+length >= math.MaxUint32:
+		case end+gap+length > math.MaxUint32:
 			d.bad("a block beyond the last")
 		}
 		if d.err != nil {
@@ -224,6 +226,5 @@ func (d *decoder) runs(s *blockSet) {
 		}
 		end += gap + length
 		d.left -= length
-		first = false
 	}
 }

@@ -100,36 +100,25 @@ func (e *encoder) table(t *Table) {
 	}
 }
 
-// run is blocks in a row.
-type run struct{ first, n uint32 }
-
-// runs writes the set as runs, each by its distance from the end of the one
-// before. Their number is counted first.
+// runs writes the set as runs of blocks in a row: the length of each, and its
+// distance from the end of the one before. Length 0 ends them.
 func (e *encoder) runs(s *blockSet) {
-	var n, next uint64
+	var first, next, end uint32 // of the run at hand, behind it, behind the one before
 	for block := range s.all(0, math.MaxUint32) {
-		if n == 0 || uint64(block) != next {
-			n++
+		if block != next || next == first {
+			e.run(first, next, end)
+			first, end = block, next
 		}
-		next = uint64(block) + 1
+		next = block + 1
 	}
-	e.uint(n)
-	var open run
-	var end uint32 // of the run before
-	flush := func() {
-		if open.n > 0 {
-			e.uint(uint64(open.first - end))
-			e.uint(uint64(open.n - 1))
-			end = open.first + open.n
-		}
+	e.run(first, next, end)
+	e.byte(0)
+}
+
+// run writes the run [first, next), unless it is empty.
+func (e *encoder) run(first, next, end uint32) {
+	if next > first {
+		e.uint(uint64(next - first))
+		e.uint(uint64(first - end))
 	}
-	for block := range s.all(0, math.MaxUint32) {
-		if open.n > 0 && block == open.first+open.n {
-			open.n++
-			continue
-		}
-		flush()
-		open = run{block, 1}
-	}
-	flush()
 }

@@ -56,19 +56,18 @@ const SpecialRelUpdate = 0x01
 // Record is one WAL record. It, its blocks and its main data are valid only
 // until the call that it was handed to returns.
 type Record struct {
-	LSN      postgres.LSN // of its first byte
-	Prev     postgres.LSN // of the record before it
-	Length   uint32       // xl_tot_len: bytes without page headers
-	XID      uint32
-	TopXID   uint32 // the top-level transaction, if the record names it (14 and later)
-	Origin   uint16 // the replication origin, if the record names it
-	Info     uint8
-	RM       RMID
-	Blocks   []BlockRef
-	Main     []byte // nil in a record that is Cut
-	Cut      bool   // it is longer than what is kept of a record: Main is not there
-	refs     [maxBlockID + 1]BlockRef
-	mainSize uint32
+	LSN    postgres.LSN // of its first byte
+	Prev   postgres.LSN // of the record before it
+	Length uint32       // xl_tot_len: bytes without page headers
+	XID    uint32
+	TopXID uint32 // the top-level transaction, if the record names it (14 and later)
+	Origin uint16 // the replication origin, if the record names it
+	Info   uint8
+	RM     RMID
+	Blocks []BlockRef
+	Main   []byte // nil in a record that is Cut
+	Cut    bool   // it is longer than what is kept of a record: Main is not there
+	refs   [maxBlockID + 1]BlockRef
 }
 
 // Op is the resource manager's part of Info.
@@ -112,110 +111,136 @@ func badBody(format string, args ...any) error {
 	return fmt.Errorf("%w: "+format, append([]any{errBody}, args...)...)
 }
 
+// errHeaders: the headers of a record's fragments go on behind its end.
+var errHeaders = badBody("its headers go on behind its end")
+
 // fragments reads the headers of the record's fragments (DecodeXLogRecord).
 // b has the record from its beginning, whole or at least with its headers.
 func (r *Record) fragments(b []byte, major int) error {
-	r.Blocks, r.Main, r.TopXID, r.Origin, r.mainSize = r.refs[:0], nil, 0, 0, 0
+	r.Blocks, r.Main, r.TopXID, r.Origin = r.refs[:0], nil, 0, 0
 	r.Cut = uint64(len(b)) < uint64(r.Length)
-	f := fragmentReader{b: b, at: recordHeader, total: uint64(r.Length), lastID: -1}
-	for !f.last && f.err == nil && f.total > f.at+f.data {
-		switch id := f.byte(); {
-		case id <= maxBlockID:
-			f.block(r, int(id), major)
-		case id == idMainShort:
-			r.mainSize = uint32(f.byte())
-			f.last = true
-		case id == idMainLong:
-			r.mainSize = f.uint32()
-			f.last = true
-		case id == idOrigin:
-			r.Origin = f.uint16()
-		case id == idTopXID && major >= 14:
-			r.TopXID = f.uint32()
-		case f.err == nil:
-			return badBody("fragment %d", id)
+	at, data, main := recordHeader, 0, 0
+	for total := int(r.Length); total > at+data; {
+		h := b[min(at, len(b)):]
+		if len(h) == 0 {
+			return errHeaders
+		}
+		if h[0] <= maxBlockID {
+			n, bytes, err := r.block(h, major)
+			if err != nil {
+				return err
+			}
+			at, data = at+n, data+bytes
+			continue
+		}
+		n, err := r.fragment(h, major)
+		if err != nil {
+			return err
+		}
+		at += n
+		if h[0] == idMainShort || h[0] == idMainLong {
+			main = mainLength(h)
+			data += main
+			break // it is the last fragment
 		}
 	}
-	if f.err != nil {
-		return f.err
-	}
-	f.data += uint64(r.mainSize)
-	if f.at+f.data != f.total {
-		return badBody("%d bytes of headers and %d of data in a record of %d", f.at, f.data, f.total)
+	if at+data != int(r.Length) {
+		return badBody("%d bytes of headers and %d of data in a record of %d", at, data, r.Length)
 	}
 	if !r.Cut {
-		r.Main = b[r.Length-r.mainSize : r.Length]
+		r.Main = b[int(r.Length)-main : r.Length]
 	}
 	return nil
 }
 
-// fragmentReader goes through the headers. The first error stays.
-type fragmentReader struct {
-	b      []byte
-	at     uint64 // where the next header begins
-	data   uint64 // bytes of data that the headers until now announce
-	total  uint64
-	last   bool // main data was announced, which comes last
-	lastID int
-	rel    Locator
-	relSet bool
-	err    error
+// fragment reads the header of a fragment that is no block reference, and
+// returns its length.
+func (r *Record) fragment(h []byte, major int) (n int, err error) {
+	switch id := h[0]; {
+	case id == idMainShort:
+		n = 2
+	case id == idOrigin:
+		n = 3
+	case id == idMainLong, id == idTopXID && major >= 14:
+		n = 5
+	default:
+		return 0, badBody("fragment %d", id)
+	}
+	if len(h) < n {
+		return 0, errHeaders
+	}
+	switch h[0] {
+	case idOrigin:
+		r.Origin = binary.LittleEndian.Uint16(h[1:])
+	case idTopXID:
+		r.TopXID = binary.LittleEndian.Uint32(h[1:])
+	}
+	return n, nil
 }
 
-// take gives the next n bytes, or zeros after an error.
-func (f *fragmentReader) take(n uint64) []byte {
-	if f.err == nil && f.at+n > uint64(len(f.b)) {
-		f.err = badBody("its headers go on behind its end")
+// mainLength is the length of the main data that a header announces.
+func mainLength(h []byte) int {
+	if h[0] == idMainShort {
+		return int(h[1])
 	}
-	if f.err != nil {
-		return make([]byte, n)
-	}
-	f.at += n
-	return f.b[f.at-n : f.at]
+	return int(binary.LittleEndian.Uint32(h[1:]))
 }
 
-func (f *fragmentReader) byte() uint8    { return f.take(1)[0] }
-func (f *fragmentReader) uint16() uint16 { return binary.LittleEndian.Uint16(f.take(2)) }
-func (f *fragmentReader) uint32() uint32 { return binary.LittleEndian.Uint32(f.take(4)) }
-
-// block reads a block reference behind its id (XLogRecordBlockHeader).
-func (f *fragmentReader) block(r *Record, id, major int) {
-	head := f.take(3)
-	flags, length := head[0], uint64(binary.LittleEndian.Uint16(head[1:]))
-	if f.err == nil && id <= f.lastID {
-		f.err = badBody("block %d comes after block %d", id, f.lastID)
+// block reads a block reference (XLogRecordBlockHeader). It returns the length
+// of the header and how many bytes of data belong to it.
+func (r *Record) block(h []byte, major int) (n, data int, err error) {
+	if len(h) < 4 {
+		return 0, 0, errHeaders
 	}
-	if f.err == nil && (flags&hasData != 0) != (length > 0) {
-		f.err = badBody("block %d has %d bytes of data and flags %02X", id, length, flags)
+	k := len(r.Blocks)
+	id, flags := h[0], h[1]
+	n, data = 4, int(binary.LittleEndian.Uint16(h[2:]))
+	switch {
+	case k > 0 && id <= r.refs[k-1].ID:
+		return 0, 0, badBody("block %d comes after block %d", id, r.refs[k-1].ID)
+	case (flags&hasData != 0) != (data > 0):
+		return 0, 0, badBody("block %d has %d bytes of data and flags %02X", id, data, flags)
+	case flags&sameRel != 0 && k == 0:
+		return 0, 0, badBody("block %d is of the same relation as no other", id)
 	}
-	f.lastID = id
-	f.data += length
 	if flags&hasImage != 0 {
-		f.image(major)
+		if len(h) < n+5 {
+			return 0, 0, errHeaders
+		}
+		data += int(binary.LittleEndian.Uint16(h[n:]))
+		n += imageHeader(h[n+4], major)
 	}
+	r.Blocks = r.refs[:k+1] // there is room: ids rise
+	ref := &r.refs[k]
 	if flags&sameRel == 0 {
-		b := f.take(12)
-		f.rel = Locator{binary.LittleEndian.Uint32(b), binary.LittleEndian.Uint32(b[4:]), binary.LittleEndian.Uint32(b[8:])}
-		f.relSet = true
-	} else if f.err == nil && !f.relSet {
-		f.err = badBody("block %d is of the same relation as no other", id)
+		if len(h) < n+12 {
+			return 0, 0, errHeaders
+		}
+		ref.Tablespace = binary.LittleEndian.Uint32(h[n:])
+		ref.Database = binary.LittleEndian.Uint32(h[n+4:])
+		ref.Relation = binary.LittleEndian.Uint32(h[n+8:])
+		n += 12
+	} else {
+		ref.Locator = r.refs[k-1].Locator
 	}
-	block := f.uint32()
-	if f.err == nil {
-		r.Blocks = append(r.Blocks, BlockRef{Locator: f.rel, Fork: postgres.Fork(flags & forkMask), ID: uint8(id), Block: block, Image: flags&hasImage != 0})
+	if len(h) < n+4 {
+		return 0, 0, errHeaders
 	}
+	ref.Block = binary.LittleEndian.Uint32(h[n:])
+	ref.ID, ref.Fork, ref.Image = id, postgres.Fork(flags&forkMask), flags&hasImage != 0
+	return n + 4, data, nil
 }
 
-// image reads the header of a page image (XLogRecordBlockImageHeader). A hole
-// of a compressed image has its length in two more bytes.
-func (f *fragmentReader) image(major int) {
-	head := f.take(5)
-	f.data += uint64(binary.LittleEndian.Uint16(head))
-	small := head[4]&compressed != 0
+// imageHeader is the length of the header of a page image with this bimg_info
+// (XLogRecordBlockImageHeader): a hole of a compressed image has its length in
+// two more bytes.
+func imageHeader(info byte, major int) int {
+	small := info&compressed != 0
 	if major < 15 {
-		small = head[4]&pglzOld != 0
+		small = info&pglzOld != 0
 	}
-	if small && head[4]&imageHole != 0 {
-		f.take(2)
+	if small && info&imageHole != 0 {
+		return 7
 	}
+	return 5
 }
