@@ -21,6 +21,13 @@ type WALCheck interface {
 	Close() error
 }
 
+// HashedWALCheck is a WALCheck that is told the SHA-256 of the bytes, too, before
+// any of them is stored.
+type HashedWALCheck interface {
+	WALCheck
+	Hashed(sum [32]byte)
+}
+
 // PutWAL archives a WAL file. The store decides that its key is new; if it is
 // not, the raw SHA-256 that the stored object carries is compared: the same
 // bytes are success (existed is true), other bytes a Conflict, which nothing

@@ -142,41 +142,47 @@ func (a *ahead) archive(ctx context.Context, files []postgres.WALFile, asked <-c
 		}
 		turn, before, durable := lastButOne, last, make(chan struct{})
 		all.Go(func() {
-			ok := a.one(ctx, f, path, turn)
-			room.Release(weight)
+			one := func() bool { defer room.Release(weight); return a.one(ctx, f, path, turn, before, durable) }
+			ok := one()
 			a.ended(f.Name, ok)
 			if !ok {
 				a.stop()
-				return
-			}
-			// It counts when what is before it does, or else every second file
-			// could run away from the others.
-			select {
-			case <-before:
-				close(durable)
-			case <-ctx.Done():
 			}
 		})
 		lastButOne, last = last, durable
 	}
 }
 
-// one archives a file, when its turn has come, and records it.
-func (a *ahead) one(ctx context.Context, f postgres.WALFile, path string, turn <-chan struct{}) (durable bool) {
-	await := func(ctx context.Context) error {
+// one archives a file, when its turn has come, and records it. durable is closed
+// when it and all that is before it are.
+func (a *ahead) one(ctx context.Context, f postgres.WALFile, path string, turn, before <-chan struct{}, durable chan<- struct{}) bool {
+	await := func(ctx context.Context, c <-chan struct{}) error {
 		select {
-		case <-turn:
+		case <-c:
 			return nil
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
 	}
+	// Every second file could run away from the others, if it counted before they
+	// do.
+	counts := func() error {
+		err := await(ctx, before)
+		if err == nil {
+			close(durable)
+		}
+		return err
+	}
 	c, err := a.open(f, path, a.owner)
 	if err == nil {
 		if a.records.has(c.cluster, f.Name, c.info) {
-			err = await(ctx)
-		} else if err = a.put(ctx, c, await); err == nil {
-			err = a.records.add(c.cluster, f.Name, c.info)
+			err = counts()
+		} else if err = a.put(ctx, c, func(ctx context.Context) error { return await(ctx, turn) }); err == nil {
+			if err = counts(); err == nil {
+				// A record stands for both, so that no summary is forgotten.
+				a.summarise(ctx, c)
+				err = a.records.add(c.cluster, f.Name, c.info)
+			}
 		}
 		err = errors.Join(err, c.file.Close())
 	}

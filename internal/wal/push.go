@@ -108,13 +108,15 @@ func (p *Pusher) Push(ctx context.Context, path string) (err error) {
 	if err := p.Repo.Check(ctx); err != nil {
 		return err
 	}
-	if !alone {
-		return p.put(ctx, c, nil) // what is ready behind it is the worker's
+	over := func(bool) {}
+	if alone { // else what is ready behind it is the worker's
+		over = p.batch(ctx, path, owner, records)
 	}
-	over := p.batch(ctx, path, owner, records)
-	err = p.put(ctx, c, nil)
+	if err = p.put(ctx, c, nil); err == nil {
+		p.summarise(ctx, c)
+	}
 	over(err == nil)
-	if err == nil && p.StateDir != "" {
+	if err == nil && alone && p.StateDir != "" {
 		records.sweep(ctx)
 	}
 	return err
@@ -141,6 +143,7 @@ func (p *Pusher) open(name postgres.WALFile, path string, owner *postgres.Contro
 	return c, nil
 }
 
+// put archives the file.
 func (p *Pusher) put(ctx context.Context, c *candidate, turn func(context.Context) error) error {
 	existed, err := p.Repo.PutWAL(ctx, c.cluster, c.name, c.file, c.info.Size(), c.check, turn)
 	if err != nil {
@@ -206,7 +209,7 @@ func (p *Pusher) identify(name postgres.WALFile, file *os.File, size int64, owne
 			}
 			known = repo.ClusterID(h.SystemID)
 		}
-		return known, &segmentCheck{check, name.Name}, nil
+		return known, newSegmentCheck(check, name, file), nil
 	}
 	if known == 0 {
 		return 0, nil, errs.New(errs.Usage,
@@ -217,30 +220,6 @@ func (p *Pusher) identify(name postgres.WALFile, file *os.File, size int64, owne
 }
 
 const segmentHint = "Nothing was archived. If the server made this file, look at its log for disk errors; if it came from elsewhere, it does not belong into this archive."
-
-// segmentCheck turns the verdict on a segment into advice.
-type segmentCheck struct {
-	*postgres.SegmentChecker
-	name string
-}
-
-func (c *segmentCheck) Write(b []byte) (int, error) {
-	n, err := c.SegmentChecker.Write(b)
-	return n, c.explain(err)
-}
-
-func (c *segmentCheck) Close() error { return c.explain(c.SegmentChecker.Close()) }
-
-func (c *segmentCheck) explain(err error) error {
-	if err == nil {
-		return nil
-	}
-	kind := errs.Damaged
-	if errors.Is(err, postgres.ErrForeign) {
-		kind = errs.Foreign
-	}
-	return errs.Wrap(err, kind, segmentHint, "%s was refused", c.name)
-}
 
 // maxText bounds history and backup history files.
 const maxText = 1 << 20

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 
@@ -91,6 +92,9 @@ func TestWorker(t *testing.T) {
 	puts := map[string]int{}
 	var last string
 	w.bucket.put = func(key string) error {
+		if !strings.Contains(key, "/wal/") {
+			return nil
+		}
 		mu.Lock()
 		defer mu.Unlock()
 		name := filepath.Base(key)
