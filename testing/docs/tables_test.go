@@ -23,17 +23,17 @@ import (
 // kinds are the names of errs' kinds, in their order.
 var kinds = []string{
 	"Other", "Usage", "Config", "NotInitialised", "Foreign", "Storage", "Damaged", "NotFound", "Locked", "Server",
-	"Destination", "Identity", "NoSpace", "BadPages", "Conflict", "Interrupted",
+	"Destination", "Identity", "NoSpace", "BadPages", "Conflict", "Interrupted", "Gap",
 }
 
 // TestExitCodes compares the first table of docs/exit-codes.md with errs, and
 // looks for the codes of the two archiving commands.
 func TestExitCodes(t *testing.T) {
-	if last := errs.Interrupted; int(last) != len(kinds)-1 {
+	if last := errs.Gap; int(last) != len(kinds)-1 {
 		t.Fatalf("errs has %d kinds, this test knows %d", last+1, len(kinds))
 	}
 	want := make(map[string]int)
-	for k := errs.Other; k <= errs.Interrupted; k++ {
+	for k := errs.Other; k <= errs.Gap; k++ {
 		want[kinds[k]] = k.ExitCode()
 	}
 	text := read(t, filepath.Join(root, "docs", "exit-codes.md"))
