@@ -86,6 +86,15 @@ func New(places []Place, o Options) *Repository {
 // String names the places by their URLs, without secrets.
 func (r *Repository) String() string { return joined(r.places) }
 
+// Names are the names of the places, in the order of the configuration.
+func (r *Repository) Names() []string {
+	names := make([]string, len(r.places))
+	for i, p := range r.places {
+		names[i] = p.Name
+	}
+	return names
+}
+
 // Close gives up the connections.
 func (r *Repository) Close() error {
 	var all []error
