@@ -7,6 +7,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"walagent/internal/backlog"
+	"walagent/internal/config"
 	"walagent/internal/errs"
 	"walagent/internal/repo"
 	"walagent/internal/wal"
@@ -34,6 +36,7 @@ cannot be reached is left out; when it is back, a push starts agent repo sync
 			if err != nil {
 				return err
 			}
+			defer backlog.Watch{StateDir: cfg.StateDir, Log: a.log, Now: time.Now}.Tell(cmd.Context(), args[0])
 			ctx, cancel := pushDeadline(cmd.Context(), cfg.Timeout, args[0])
 			defer cancel()
 			r, err := a.open(ctx, cfg, opening{hurry: true, write: true, patience: longPatience})
@@ -41,7 +44,7 @@ cannot be reached is left out; when it is back, a push starts agent repo sync
 				return err
 			}
 			p := &wal.Pusher{Repo: r, Log: a.log, Now: time.Now, StateDir: cfg.StateDir, Cluster: repo.ClusterID(cluster)}
-			if err := p.Push(ctx, args[0]); err != nil {
+			if err := a.pushing(cfg, p)(ctx, args[0]); err != nil {
 				return err
 			}
 			a.syncLater(cmd, cfg, r)
@@ -50,6 +53,19 @@ cannot be reached is left out; when it is back, a push starts agent repo sync
 	}
 	clusterFlag(cmd, &cluster)
 	return cmd
+}
+
+// pushing is how a file is archived: with max_backlog, one that cannot be may be
+// given up.
+func (a *app) pushing(cfg *config.Config, p *wal.Pusher) func(ctx context.Context, path string) error {
+	if cfg.MaxBacklog == 0 {
+		return p.Push
+	}
+	name, err := os.Hostname()
+	if err != nil {
+		a.log.Debug("ask for the name of this host", "error", err.Error())
+	}
+	return (&wal.Dropper{Pusher: p, MaxBacklog: cfg.MaxBacklog, Host: name}).Push
 }
 
 // gapWait is how long wal-fetch waits for a segment that arrives out of order.

@@ -24,9 +24,11 @@ type Survey struct {
 	Cluster repo.ClusterID
 	Size    postgres.SegmentSize
 	Scan    *repo.WALScan
-	// Backups are those that can be read; Unread says why others cannot.
-	Backups []*repo.Backup
-	Unread  error
+	// Backups are those that can be read, unless NoBackups is set; Unread says
+	// why others cannot.
+	Backups   []*repo.Backup
+	NoBackups bool
+	Unread    error
 	// Histories are those that can be read, Damaged those that cannot.
 	Histories map[postgres.Timeline]postgres.History
 	Damaged   map[postgres.Timeline]error
@@ -46,7 +48,7 @@ type Options struct {
 // A place that cannot be listed is told in the survey; the error is of what no
 // place could answer.
 func Take(ctx context.Context, r *repo.Repository, o Options) (*Survey, error) {
-	s := &Survey{Cluster: o.Cluster, Size: o.Size}
+	s := &Survey{Cluster: o.Cluster, Size: o.Size, NoBackups: o.NoBackups}
 	var err error
 	if s.Size == 0 {
 		if s.Size, err = segmentSize(ctx, r, o.Cluster); err != nil {
@@ -230,4 +232,60 @@ func (s *Survey) Timelines() []postgres.Timeline {
 		}
 	}
 	return slices.Sorted(maps.Keys(seen))
+}
+
+// Hole is a row of segments that no place has although it must have been there.
+type Hole struct {
+	Span
+	Dropped bool // it is recorded that they were dropped
+	Open    bool // and no backup has begun behind them
+}
+
+// Gaps are the holes in a timeline: between its segments, before the place where
+// a descendant left it, and what is recorded as dropped.
+func (s *Survey) Gaps(t postgres.Timeline) []Hole {
+	ranges := of(s.Scan.Ranges, t)
+	dropped := s.dropped(t)
+	first, found := uint64(0), false
+	if len(ranges) > 0 {
+		first, found = ranges[0].First.Number, true
+	}
+	for _, d := range dropped {
+		if !found || d.First.Number < first {
+			first, found = d.First.Number, true
+		}
+	}
+	if !found {
+		return nil
+	}
+	open := s.Open()
+	var all []Hole
+	whole := Span{postgres.Segment{Timeline: t, Number: first}, postgres.Segment{Timeline: t, Number: s.end(t, first)}}
+	for _, m := range Missing(s.Scan.Ranges, whole) {
+		all = append(all, s.split(m, dropped, open)...)
+	}
+	return all
+}
+
+// split cuts a hole where recorded rows begin and end.
+func (s *Survey) split(m Span, dropped, open []Span) []Hole {
+	var all []Hole
+	for m.First.Number <= m.Last.Number {
+		h := Hole{Span: m}
+		for _, d := range dropped {
+			switch {
+			case d.First.Number <= m.First.Number && m.First.Number <= d.Last.Number:
+				h.Dropped, h.Open = true, slices.Contains(open, d)
+				h.Last.Number = min(m.Last.Number, d.Last.Number)
+			case !h.Dropped && d.First.Number > m.First.Number:
+				h.Last.Number = min(h.Last.Number, d.First.Number-1)
+			}
+			if h.Dropped {
+				break
+			}
+		}
+		all = append(all, h)
+		m.First = h.Last.Next()
+	}
+	return all
 }

@@ -207,28 +207,6 @@ func (f Finding) lost() string {
 	return "missing"
 }
 
-// Open are the recorded rows behind which no backup has begun yet: what happens
-// to the server's disk now cannot be recovered from.
-func (s *Survey) Open() []Span {
-	var all []Span
-	for _, d := range s.Scan.Dropped() {
-		if sp, ok := s.spanOf(d); ok && !slices.ContainsFunc(s.Backups, func(b *repo.Backup) bool { return BeganBehind(b, sp) }) {
-			all = append(all, sp)
-		}
-	}
-	return all
-}
-
-// BeganBehind reports whether the backup began behind the span: on its timeline
-// after its last segment, or on a later timeline.
-func BeganBehind(b *repo.Backup, sp Span) bool {
-	if b.Timeline != sp.First.Timeline {
-		return b.Timeline > sp.First.Timeline
-	}
-	start, err := postgres.ParseSegment(b.StartSegment, b.SegmentSize)
-	return err == nil && start.Number > sp.Last.Number
-}
-
 // sortFindings puts findings into the order in which they are told.
 func sortFindings(v *Verdict) {
 	order := []Kind{Damaged, Unreachable, Gap, Behind}

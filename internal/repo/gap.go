@@ -1,10 +1,12 @@
 package repo
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -97,6 +99,24 @@ func droppedIn(ctx context.Context, p *place, cluster ClusterID, t postgres.Time
 		}
 	}
 	return all, nil
+}
+
+// DroppedWAL lists the records of dropped segments of all places that answer,
+// by name.
+func (r *Repository) DroppedWAL(ctx context.Context, cluster ClusterID) ([]DroppedRange, error) {
+	var all []DroppedRange
+	err := r.anywhere(func(p *place) error {
+		dropped, err := droppedIn(ctx, p, cluster, 0)
+		all = append(all, dropped...)
+		return err
+	})
+	return distinct(all), err
+}
+
+// distinct are the ranges by name, each once.
+func distinct(all []DroppedRange) []DroppedRange {
+	slices.SortStableFunc(all, func(a, b DroppedRange) int { return cmp.Or(cmp.Compare(a.First, b.First), cmp.Compare(a.Last, b.Last)) })
+	return slices.CompactFunc(all, func(a, b DroppedRange) bool { return a.First == b.First && a.Last == b.Last })
 }
 
 // parseDropped reads "<timeline>-<first>-<last>.json".

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"iter"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -49,18 +48,13 @@ type WALScan struct {
 	Odd int
 }
 
-// Dropped are the recorded rows of all places.
+// Dropped are the recorded rows of all places, by name.
 func (s *WALScan) Dropped() []DroppedRange {
 	var all []DroppedRange
 	for _, p := range s.Places {
-		for _, d := range p.Dropped {
-			same := func(o DroppedRange) bool { return o.First == d.First && o.Last == d.Last }
-			if !slices.ContainsFunc(all, same) {
-				all = append(all, d)
-			}
-		}
+		all = append(all, p.Dropped...)
 	}
-	return all
+	return distinct(all)
 }
 
 // scanAhead is how many objects of each place's listing are read before those
