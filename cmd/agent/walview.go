@@ -187,10 +187,8 @@ func alarmOf(b *backlog.Backlog) error {
 	if level != backlog.Critical {
 		return nil
 	}
-	return errs.New(errs.Server, backlogHint, "archiving has fallen far behind: %s (%s)", strings.Join(reasons, "; "), b)
+	return errs.New(errs.Server, backlog.Hint, "archiving has fallen far behind: %s (%s)", strings.Join(reasons, "; "), b)
 }
-
-const backlogHint = "Look at the server's log for what archive_command says, and at the repository (agent check); make room where pg_wal is before it is full: the server stops then. Never delete files in pg_wal by hand."
 
 // unlisted is an error if a required repository could not be listed.
 func unlisted(s *archive.Survey) error {

@@ -16,6 +16,7 @@ import (
 	"walagent/internal/errs"
 	"walagent/internal/postgres"
 	"walagent/internal/repo"
+	"walagent/internal/storage"
 )
 
 // Survey is what the repositories hold of a cluster's WAL and what is needed to
@@ -88,7 +89,7 @@ func segmentSize(ctx context.Context, r *repo.Repository, cluster repo.ClusterID
 	if err == nil {
 		return c.SegmentSize, nil
 	}
-	if errs.KindOf(err) == errs.Damaged {
+	if !errors.Is(err, storage.ErrNotExist) {
 		return 0, err
 	}
 	for _, place := range r.Names() {

@@ -34,6 +34,9 @@ const (
 	shareCritical = 0.5
 )
 
+// Hint is what to do about a backlog.
+const Hint = "Look at the server's log for what archive_command says, and at the repository; make room where pg_wal is before it is full: the server stops then. Never delete files in pg_wal by hand."
+
 // Level judges the backlog, and says why it is not OK.
 func (b Backlog) Level() (Level, []string) {
 	level := OK
