@@ -105,7 +105,6 @@ func fixture(t testing.TB, path string) []byte {
 	return raw
 }
 
-
 // stored is a repository in a folder.
 type stored struct {
 	*repo.Repository
@@ -149,7 +148,10 @@ func (s *stored) put(cluster repo.ClusterID, name string, body []byte) {
 // path is the file of an archived WAL file.
 func (s *stored) path(name string) string {
 	s.t.Helper()
-	found, err := filepath.Glob(filepath.Join(s.dir, "cluster/*/*/*", name))
+	found, err := filepath.Glob(filepath.Join(s.dir, "cluster/*/wal/*", name))
+	if histories, _ := filepath.Glob(filepath.Join(s.dir, "cluster/*/history", name)); len(found) == 0 {
+		found = histories
+	}
 	if err != nil || len(found) != 1 {
 		s.t.Fatalf("%s: %v (%v)", name, found, err)
 	}

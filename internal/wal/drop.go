@@ -37,7 +37,7 @@ func (d *Dropper) Push(ctx context.Context, path string) error {
 	if err != nil || s == nil {
 		return errors.Join(err, d.Pusher.Push(ctx, path))
 	}
-	if s.records.take(s.cluster, s.name, s.info) {
+	if s.records.take(s.cluster, s.name, s.info) && !s.archived.has(s.cluster, s.name, s.info) {
 		d.tell(s.name)
 		return nil
 	}
@@ -78,7 +78,9 @@ type dropping struct {
 	segment postgres.Segment
 	size    postgres.SegmentSize
 	cluster repo.ClusterID
-	records *done // of the segments that were given up
+	// records are of the segments that were given up, archived of those that
+	// were archived ahead.
+	records, archived *done
 }
 
 // candidate is the segment at path, or nil for what is never dropped: other
@@ -98,7 +100,7 @@ func (d *Dropper) candidate(ctx context.Context, path string) (*dropping, error)
 	}
 	s := &dropping{
 		dir: filepath.Dir(path), name: f.Name, info: info, size: owner.WALSegmentSize, cluster: repo.ClusterID(owner.SystemIdentifier),
-		records: newDone(d.StateDir, d.Repo, d.Now),
+		records: newDone(d.StateDir, d.Repo, d.Now), archived: newDone(d.StateDir, d.Repo, d.Now),
 	}
 	s.records.dir = filepath.Join(d.StateDir, "dropped")
 	if s.segment, err = f.Segment(s.size); err != nil || info.Size() != int64(s.size) {
@@ -125,12 +127,11 @@ func (d *Dropper) waiting(s *dropping) (last postgres.Segment, bytes int64, err 
 			ready[seg] = true
 		}
 	}
-	archived := newDone(d.StateDir, d.Repo, d.Now)
 	last = s.segment
 	for ready[last.Next()] {
 		name := last.Next().Name(s.size)
 		info, err := os.Stat(filepath.Join(s.dir, name))
-		if err != nil || archived.has(s.cluster, name, info) {
+		if err != nil || s.archived.has(s.cluster, name, info) {
 			break
 		}
 		last = last.Next()
