@@ -263,13 +263,13 @@ func (s *Survey) Gaps(t postgres.Timeline) []Hole {
 	var all []Hole
 	whole := Span{postgres.Segment{Timeline: t, Number: first}, postgres.Segment{Timeline: t, Number: s.end(t, first)}}
 	for _, m := range Missing(s.Scan.Ranges, whole) {
-		all = append(all, s.split(m, dropped, open)...)
+		all = append(all, split(m, dropped, open)...)
 	}
 	return all
 }
 
 // split cuts a hole where recorded rows begin and end.
-func (s *Survey) split(m Span, dropped, open []Span) []Hole {
+func split(m Span, dropped, open []Span) []Hole {
 	var all []Hole
 	for m.First.Number <= m.Last.Number {
 		h := Hole{Span: m}

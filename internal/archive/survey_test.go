@@ -218,6 +218,42 @@ func TestGaps(t *testing.T) {
 	}
 }
 
+// Dropped segments fail until a backup has begun behind them, except for one
+// that cannot do without them.
+func TestVerifyDropped(t *testing.T) {
+	s := surveyed(t, "1:3-5", "1:9-12")
+	s.Scan.Places[0].Dropped = []repo.DroppedRange{dropped(1, 6, 7)}
+	old, torn, after := backup("old", 1, 3, 4), backup("torn", 1, 5, 6), backup("after", 1, 10, 11)
+	for _, c := range []struct {
+		backups []*repo.Backup
+		want    string
+		status  string
+	}{
+		{[]*repo.Backup{old}, "gap 1:6-7; gap 1:8-8; ", "gap"},
+		{[]*repo.Backup{old, after}, "dropped 1:6-7; gap 1:8-8; ", "gap"},
+		{[]*repo.Backup{after}, "", "ok"},
+		{[]*repo.Backup{torn, after}, "gap 1:6-7; gap 1:8-8; ", "gap"},
+	} {
+		s.Backups = c.backups
+		v, err := s.Verify(s.Backups)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := ""
+		for _, f := range v.Findings {
+			got += fmt.Sprintf("%s %s; ", f.Kind, show([]Span{*f.Missing}))
+		}
+		if got != c.want || s.Status(v) != c.status {
+			t.Errorf("%s: %s", s.Status(v), got)
+		}
+	}
+	s.Scan.Places[0].Dropped[0] = dropped(1, 6, 8)
+	s.Backups = []*repo.Backup{old, after}
+	if v, err := s.Verify(s.Backups); err != nil || s.Err(v) != nil || len(v.Findings) != 1 {
+		t.Errorf("%+v, %v", v, err)
+	}
+}
+
 // What a backup is needed for ends when one has begun behind it.
 func TestBehind(t *testing.T) {
 	d := dropped(2, 5, 7)

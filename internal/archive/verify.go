@@ -15,13 +15,15 @@ import (
 // Kind says what is wrong.
 type Kind string
 
-// The kinds of findings. Behind is what a best-effort repository lacks, and is
-// no failure: agent repo sync brings it.
+// The kinds of findings. Two are no failures: Behind is what a best-effort
+// repository lacks, which agent repo sync brings; Dropped are segments that were
+// given up on purpose and behind which a backup has begun since then.
 const (
 	Damaged     Kind = "damaged"
 	Unreachable Kind = "unreachable"
 	Gap         Kind = "gap"
 	Behind      Kind = "behind"
+	Dropped     Kind = "dropped"
 )
 
 // Finding is one thing that is wrong with the archived WAL.
@@ -109,12 +111,21 @@ func (s *Survey) compare(v *Verdict, b *repo.Backup, p repo.WALHeld, want Span) 
 	if t > 1 && !slices.Contains(p.Histories, t) {
 		v.add(Finding{Kind: kind, Repository: p.Name, File: t.String() + ".history", Backups: []repo.BackupName{b.Name}})
 	}
-	for _, hole := range Missing(p.Ranges, want) {
-		dropped := slices.ContainsFunc(s.dropped(t), func(d Span) bool {
-			return d.First.Number <= hole.Last.Number && hole.First.Number <= d.Last.Number
-		})
-		v.add(Finding{Kind: kind, Repository: p.Name, Missing: &hole, Dropped: dropped, Backups: []repo.BackupName{b.Name}})
+	for _, missing := range Missing(p.Ranges, want) {
+		for _, hole := range split(missing, s.dropped(t), s.Open()) {
+			kind := kind
+			if hole.Dropped && !hole.Open && !s.own(b, hole.Span) {
+				kind = Dropped
+			}
+			v.add(Finding{Kind: kind, Repository: p.Name, Missing: &hole.Span, Dropped: hole.Dropped, Backups: []repo.BackupName{b.Name}})
+		}
 	}
+}
+
+// own reports whether the backup cannot be restored at all without the span.
+func (s *Survey) own(b *repo.Backup, sp Span) bool {
+	stop, err := postgres.ParseSegment(b.StopSegment, s.Size)
+	return err != nil || sp.First.Timeline == b.Timeline && sp.First.Number <= stop.Number
 }
 
 // required reports whether what is wrong there is a failure: a best-effort
@@ -126,7 +137,7 @@ func (s *Survey) required(place string) bool {
 // fails reports whether a finding is a failure.
 func (s *Survey) fails(f Finding) bool {
 	switch f.Kind {
-	case Behind:
+	case Behind, Dropped:
 		return false
 	case Unreachable:
 		return s.required(f.Repository)
@@ -209,7 +220,7 @@ func (f Finding) lost() string {
 
 // sortFindings puts findings into the order in which they are told.
 func sortFindings(v *Verdict) {
-	order := []Kind{Damaged, Unreachable, Gap, Behind}
+	order := []Kind{Damaged, Unreachable, Gap, Behind, Dropped}
 	slices.SortStableFunc(v.Findings, func(a, b Finding) int {
 		return cmp.Compare(slices.Index(order, a.Kind), slices.Index(order, b.Kind))
 	})
