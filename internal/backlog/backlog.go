@@ -27,7 +27,8 @@ type Backlog struct {
 	Bytes    int64     // of these files
 	Oldest   time.Time // when the oldest of them was marked; zero if none waits
 	// Made and Archived are how many bytes of WAL were finished and archived in
-	// each second of the last hour, or since the oldest file of it.
+	// each second of the last hour, or since the oldest file of it, but of a minute
+	// at least.
 	Made, Archived float64
 	Free           int64 // bytes free in the file system of pg_wal
 }
@@ -121,10 +122,10 @@ func (r *rate) add(now, at time.Time, bytes int64) {
 	}
 }
 
-// per is the bytes per second since a time. Less than a second says nothing of
-// a rate.
+// per is the bytes per second since a time, but over no less than a minute: a
+// burst of some seconds says nothing of a rate.
 func (r *rate) per(now, since time.Time) float64 {
-	return float64(r.bytes) / max(now.Sub(since).Seconds(), 1)
+	return float64(r.bytes) / max(now.Sub(since), time.Minute).Seconds()
 }
 
 // free is how many bytes this user may still write where dir is.
