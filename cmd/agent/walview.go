@@ -34,7 +34,7 @@ Where the data directory is known (PGDATA), it shows what waits there to be
 archived, and ends with status 9 if that is critical (docs/wal.md).`,
 		Args: exactArgs(0, "wal-show [--json] [--backups=false]"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, r, err := a.ready(cmd)
+			cfg, r, err := a.looking(cmd)
 			if cfg == nil {
 				return err
 			}
@@ -85,7 +85,7 @@ All findings are told. Ends with 6 if an object is damaged, else with 5 if a
 required repository cannot be asked, else with 16 if there is a gap, else with 0.`,
 		Args: exactArgs(0, "wal-verify [--json] [--deep] [--backup NAME]"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, r, err := a.ready(cmd)
+			cfg, r, err := a.looking(cmd)
 			if err != nil {
 				return err
 			}
@@ -126,6 +126,19 @@ func (a *app) verified(ctx context.Context, cfg *config.Config, r *repo.Reposito
 		return s.Verify(backups)
 	}
 	return s.Deep(ctx, r, backups, archive.DeepOptions{All: all, Concurrency: cfg.Concurrency})
+}
+
+// looking is ready for a command that tells what cannot be reached.
+func (a *app) looking(cmd *cobra.Command) (*config.Config, *repo.Repository, error) {
+	cfg, err := a.load(cmd)
+	if err != nil {
+		return nil, nil, err
+	}
+	r, err := a.open(cmd.Context(), cfg, opening{patience: quickPatience, brief: true})
+	if err == nil {
+		err = r.CheckNow(cmd.Context())
+	}
+	return cfg, r, err
 }
 
 // survey takes the survey of the cluster that is named, or of the data

@@ -269,3 +269,26 @@ func FuzzParseDropped(f *testing.F) {
 		}
 	})
 }
+
+// A place that is away is found out once, whatever the lease says.
+func TestCheckNow(t *testing.T) {
+	s := newSeveral(t, Keys{}, true, true)
+	s.spots[0].down = true
+	if err := s.CheckNow(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	scan, err := s.ScanWAL(t.Context(), testCluster, 16<<20)
+	if err != nil || !errors.Is(scan.Places[0].Err, storage.ErrUnavailable) || scan.Places[1].Err != nil || len(s.spots[0].lists) != 0 {
+		t.Errorf("%+v, %v", scan, err)
+	}
+	s.again()
+	s.spots[1].down = true
+	if err := s.CheckNow(t.Context()); !errors.Is(err, storage.ErrUnavailable) {
+		t.Errorf("got %v", err)
+	}
+	one := newSeveral(t, Keys{}, true)
+	one.spots[0].down = true
+	if err := one.CheckNow(t.Context()); !errors.Is(err, storage.ErrUnavailable) {
+		t.Errorf("got %v", err)
+	}
+}
