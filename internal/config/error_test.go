@@ -66,6 +66,7 @@ func TestBadValues(t *testing.T) {
 		{"concurrency", "many", `"many" (%s): it is not a whole number; allowed: 1 to 64`},
 		{"bandwidth", "50mb", `"50mb" (%s): "mb" is not a unit (did you mean MB?); ` + sizes},
 		{"bandwidth", "50", `"50" (%s): that is too slow to work with (is a unit missing?); ` + sizes},
+		{"max_backlog", "50", `"50" (%s): that is too little to tell an outage by (is a unit missing?); ` + strings.Replace(sizes, "0 (unlimited), or at least 10kB", "0 (never), or at least 64MiB", 1)},
 		{"read_rate", "unlimited", `"unlimited" (%s): a size begins with digits; ` + sizes},
 		{"checkpoint", "slow", `"slow" (%s): it is not one of the allowed values; allowed: fast, spread`},
 		{"wal_timeout", "10", `"10" (%s): the unit is missing (did you mean 10s?); ` + durable},
@@ -112,7 +113,7 @@ func TestRepositoryRulesAreThoseOfStorage(t *testing.T) {
 func TestBadFiles(t *testing.T) {
 	const (
 		place   = "/c/agent.yaml"
-		allowed = "Allowed are: repository, repositories, data_directory, connection, state_dir, compression, recipients, recipients_wal, recipients_meta, identity_file, identity_command, concurrency, bandwidth, read_rate, checkpoint, wal_timeout, timeout, standby_on_outage, max_incrementals, full_every, label, log_level, log_format, s3_endpoint, s3_region, s3_profile, s3_path_style, s3_checksum, storage_class, sse, kms_key, gcs_endpoint, gcs_user_project, azure_account, azure_endpoint, sftp_known_hosts, sftp_identity_file, ca_file, insecure, immutable."
+		allowed = "Allowed are: repository, repositories, data_directory, connection, state_dir, compression, recipients, recipients_wal, recipients_meta, identity_file, identity_command, concurrency, bandwidth, read_rate, checkpoint, wal_timeout, timeout, max_backlog, standby_on_outage, max_incrementals, full_every, label, log_level, log_format, s3_endpoint, s3_region, s3_profile, s3_path_style, s3_checksum, storage_class, sse, kms_key, gcs_endpoint, gcs_user_project, azure_account, azure_endpoint, sftp_known_hosts, sftp_identity_file, ca_file, insecure, immutable."
 	)
 	for _, test := range []struct{ file, text, hint string }{
 		{"label: a\nrepositroy: /b\n", `unknown key repositroy with value "/b" (file ` + place + ` line 2)`, "Did you mean repository? " + allowed},

@@ -260,7 +260,8 @@ func (r *Repository) ReadWALObject(ctx context.Context, place, key string, use f
 func (r *Repository) named(name string) (*place, error) {
 	for _, p := range r.places {
 		if p.Name == name {
-			return p, p.err()
+			err := p.err()
+			return p, err
 		}
 	}
 	return nil, fmt.Errorf("there is no repository %q", name)

@@ -237,7 +237,7 @@ func TestReadWALObject(t *testing.T) {
 			return err
 		})
 	}
-	s.spots[1].set(keys[0], []byte(flipped(string(s.spots[1].objects[keys[0]].body))))
+	s.spots[1].set(keys[0], flipped(string(s.spots[1].objects[keys[0]].body)))
 	delete(s.spots[1].objects, keys[1])
 	if err := read("a", keys[0]); err != nil {
 		t.Error(err)

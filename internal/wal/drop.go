@@ -86,27 +86,28 @@ type dropping struct {
 // candidate is the segment at path, or nil for what is never dropped: other
 // files, and those that are not in a server's pg_wal.
 func (d *Dropper) candidate(ctx context.Context, path string) (*dropping, error) {
-	f, err := postgres.ParseWALFile(filepath.Base(path))
-	if err != nil || f.Kind != postgres.WALSegment || d.StateDir == "" {
-		return nil, nil
-	}
 	owner, err := ownerOf(ctx, path)
-	if err != nil || owner == nil {
+	if err != nil || owner == nil || d.StateDir == "" {
 		return nil, err
 	}
-	info, err := os.Stat(path)
-	if err != nil {
-		return nil, nil // the push says it
-	}
 	s := &dropping{
-		dir: filepath.Dir(path), name: f.Name, info: info, size: owner.WALSegmentSize, cluster: repo.ClusterID(owner.SystemIdentifier),
+		dir: filepath.Dir(path), name: filepath.Base(path), size: owner.WALSegmentSize, cluster: repo.ClusterID(owner.SystemIdentifier),
 		records: newDone(d.StateDir, d.Repo, d.Now), archived: newDone(d.StateDir, d.Repo, d.Now),
 	}
 	s.records.dir = filepath.Join(d.StateDir, "dropped")
-	if s.segment, err = f.Segment(s.size); err != nil || info.Size() != int64(s.size) {
+	var whole bool
+	if s.segment, s.info, whole = segmentAt(path, s.size); !whole {
 		return nil, nil
 	}
 	return s, nil
+}
+
+// segmentAt is the whole segment at path, if there is one. What is wrong with
+// another file is told by the push.
+func segmentAt(path string, size postgres.SegmentSize) (postgres.Segment, os.FileInfo, bool) {
+	segment, err := postgres.ParseSegment(filepath.Base(path), size)
+	info, serr := os.Stat(path)
+	return segment, info, err == nil && serr == nil && info.Size() == int64(size)
 }
 
 // waiting finds the end of the row of waiting segments that begins with the
@@ -119,19 +120,17 @@ func (d *Dropper) waiting(s *dropping) (last postgres.Segment, bytes int64, err 
 	}
 	ready := make(map[postgres.Segment]bool)
 	for _, e := range entries {
-		name, ok := strings.CutSuffix(e.Name(), ".ready")
-		if !ok {
-			continue
-		}
-		if seg, err := postgres.ParseSegment(name, s.size); err == nil {
-			ready[seg] = true
+		if name, ok := strings.CutSuffix(e.Name(), ".ready"); ok {
+			if seg, _, whole := segmentAt(filepath.Join(s.dir, name), s.size); whole {
+				ready[seg] = true
+			}
 		}
 	}
 	last = s.segment
 	for ready[last.Next()] {
 		name := last.Next().Name(s.size)
-		info, err := os.Stat(filepath.Join(s.dir, name))
-		if err != nil || s.archived.has(s.cluster, name, info) {
+		_, info, whole := segmentAt(filepath.Join(s.dir, name), s.size)
+		if !whole || s.archived.has(s.cluster, name, info) {
 			break
 		}
 		last = last.Next()
