@@ -75,7 +75,7 @@ func (a *app) root() *cobra.Command {
 	)
 	root.AddCommand(
 		a.walPush(), a.walPushWorker(), a.walFetch(), a.walPrefetch(),
-		a.backupPush(), a.backupFetch(), a.backupList(), a.backupShow(),
+		a.backupPush(), a.backupFetch(), a.backupList(), a.backupShow(), a.walShow(), a.walVerify(),
 		a.repoCommand(), a.keygen(), a.configCommand(), a.check(), a.versionCommand(),
 	)
 	root.SetHelpCommandGroupID("setup")

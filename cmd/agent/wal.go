@@ -8,6 +8,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"walagent/internal/backlog"
+	"walagent/internal/config"
 	"walagent/internal/errs"
 	"walagent/internal/postgres"
 	"walagent/internal/repo"
@@ -43,6 +45,7 @@ directory.`,
 			if err != nil {
 				return err
 			}
+			defer backlog.Watch{StateDir: cfg.StateDir, Log: a.log, Now: time.Now}.Tell(cmd.Context(), args[0])
 			ctx, cancel := pushDeadline(cmd.Context(), cfg.Timeout, args[0])
 			defer cancel()
 			p := &wal.Pusher{Log: a.log, Now: time.Now, StateDir: cfg.StateDir, Cluster: repo.ClusterID(cluster), Alone: alone}
@@ -58,7 +61,7 @@ directory.`,
 			}
 			w := a.pushWorker(cmd, cfg, args[0])
 			p.Worker = w.ask
-			if err := p.Push(ctx, args[0]); err != nil {
+			if err := a.pushing(cfg, p)(ctx, args[0]); err != nil {
 				return err
 			}
 			if after := p.More(); after != "" {
@@ -71,6 +74,19 @@ directory.`,
 	clusterFlag(cmd, &cluster)
 	cmd.Flags().BoolVar(&alone, "no-batch", false, "archive this file alone, not what is ready behind it")
 	return cmd
+}
+
+// pushing is how a file is archived: with max_backlog, one that cannot be may be
+// given up.
+func (a *app) pushing(cfg *config.Config, p *wal.Pusher) func(ctx context.Context, path string) error {
+	if cfg.MaxBacklog == 0 {
+		return p.Push
+	}
+	name, err := os.Hostname()
+	if err != nil {
+		a.log.Debug("ask for the name of this host", "error", err.Error())
+	}
+	return (&wal.Dropper{Pusher: p, MaxBacklog: cfg.MaxBacklog, Host: name}).Push
 }
 
 // gapWait is how long wal-fetch waits for a segment that arrives out of order.

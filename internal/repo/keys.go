@@ -63,6 +63,7 @@ func (c ClusterID) timelinePrefix(t postgres.Timeline) string {
 func (c ClusterID) historyPrefix() string { return c.prefix() + "history/" }
 func (c ClusterID) backupPrefix() string  { return c.prefix() + "backup/" }
 func (c ClusterID) claimPrefix() string   { return c.prefix() + "claim/" }
+func (c ClusterID) gapPrefix() string     { return c.prefix() + "gap/" }
 
 func (c ClusterID) backupDir(name BackupName) string {
 	return c.backupPrefix() + string(name) + "/"
