@@ -138,12 +138,19 @@ func (p *Pusher) open(name postgres.WALFile, path string, owner *postgres.Contro
 	if c.cluster, c.check, err = p.identify(name, file, info.Size(), owner); err != nil {
 		return nil, errors.Join(err, file.Close())
 	}
+	if check, ok := c.check.(*segmentCheck); ok && name.Kind == postgres.WALSegment {
+		check.padded = func() error { return unfinished(c) }
+	}
 	return c, nil
 }
 
 func (p *Pusher) put(ctx context.Context, c *candidate, turn func(context.Context) error) error {
 	existed, err := p.Repo.PutWAL(ctx, c.cluster, c.name, c.file, c.info.Size(), c.check, turn)
-	if err != nil {
+	l, ok, lerr := left(c, err)
+	if ok {
+		return p.putLeft(ctx, c, l, turn)
+	}
+	if err := errors.Join(err, lerr); err != nil {
 		return fmt.Errorf("archive %s: %w", c.name.Name, err)
 	}
 	for _, w := range c.check.Warnings() {
@@ -206,7 +213,7 @@ func (p *Pusher) identify(name postgres.WALFile, file *os.File, size int64, owne
 			}
 			known = repo.ClusterID(h.SystemID)
 		}
-		return known, &segmentCheck{check, name.Name}, nil
+		return known, &segmentCheck{SegmentChecker: check, name: name.Name}, nil
 	}
 	if known == 0 {
 		return 0, nil, errs.New(errs.Usage,
@@ -221,7 +228,8 @@ const segmentHint = "Nothing was archived. If the server made this file, look at
 // segmentCheck turns the verdict on a segment into advice.
 type segmentCheck struct {
 	*postgres.SegmentChecker
-	name string
+	name   string
+	padded func() error // judges a whole segment that ends in zeros; nil: it is right
 }
 
 func (c *segmentCheck) Write(b []byte) (int, error) {
@@ -229,7 +237,13 @@ func (c *segmentCheck) Write(b []byte) (int, error) {
 	return n, c.explain(err)
 }
 
-func (c *segmentCheck) Close() error { return c.explain(c.SegmentChecker.Close()) }
+func (c *segmentCheck) Close() error {
+	err := c.SegmentChecker.Close()
+	if err == nil && c.padded != nil && c.Padded() {
+		return c.padded()
+	}
+	return c.explain(err)
+}
 
 func (c *segmentCheck) explain(err error) error {
 	if err == nil {
