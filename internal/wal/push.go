@@ -146,7 +146,11 @@ func (p *Pusher) open(name postgres.WALFile, path string, owner *postgres.Contro
 // put archives the file.
 func (p *Pusher) put(ctx context.Context, c *candidate, turn func(context.Context) error) error {
 	existed, err := p.Repo.PutWAL(ctx, c.cluster, c.name, c.file, c.info.Size(), c.check, turn)
-	if err != nil {
+	l, ok, lerr := left(c, err)
+	if ok {
+		return p.putLeft(ctx, c, l, turn)
+	}
+	if err := errors.Join(err, lerr); err != nil {
 		return fmt.Errorf("archive %s: %w", c.name.Name, err)
 	}
 	for _, w := range c.check.Warnings() {
