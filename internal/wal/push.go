@@ -50,19 +50,17 @@ func (p *Pusher) Done(ctx context.Context, path string) (bool, error) {
 	if p.StateDir == "" {
 		return false, nil
 	}
-	name, err := postgres.ParseWALFile(filepath.Base(path))
-	if err != nil {
-		return false, nil // Push explains
-	}
 	owner, err := Owner(ctx, path)
 	if err != nil || owner == nil {
 		return false, err
 	}
-	info, err := os.Stat(path)
-	if err != nil {
-		return false, nil
+	name := filepath.Base(path)
+	if _, err := postgres.ParseWALFile(name); err == nil {
+		if info, err := os.Stat(path); err == nil {
+			return p.recorded(ctx, newDone(p.StateDir, p.Repo, p.Now), repo.ClusterID(owner.SystemIdentifier), name, info)
+		}
 	}
-	return p.recorded(ctx, newDone(p.StateDir, p.Repo, p.Now), repo.ClusterID(owner.SystemIdentifier), name.Name, info)
+	return false, nil // Push says what is wrong
 }
 
 // recorded takes the record of a file, if there is one.
