@@ -153,7 +153,7 @@ func TestMergeWriter(t *testing.T) {
 }
 
 func FuzzDecode(f *testing.F) {
-	for _, dir := range []string{"pg13", "pg18", "overwrite", "timeline"} {
+	for _, dir := range []string{"pg13", "pg18", "timeline"} {
 		for _, segment := range folder(f, dir) {
 			f.Add(summarise(f, segment).Encode())
 		}
@@ -163,12 +163,13 @@ func FuzzDecode(f *testing.F) {
 		if err != nil {
 			return
 		}
-		again, err := Decode(s.Encode())
+		encoded := s.Encode()
+		again, err := Decode(encoded)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if diff := cmp.Diff(s, again, sameTables, cmp.Comparer(bytes.Equal)); diff != "" {
-			t.Fatal(diff)
+		if !bytes.Equal(encoded, again.Encode()) {
+			t.Fatal("what was decoded is encoded in another way")
 		}
 	})
 }
@@ -176,7 +177,7 @@ func FuzzDecode(f *testing.F) {
 // FuzzMerge: no two summaries, however wrong, bring a merger down, and what it
 // accepts it can go on from.
 func FuzzMerge(f *testing.F) {
-	for _, dir := range []string{"pg13", "pg16", "overwrite", "timeline"} {
+	for _, dir := range []string{"pg13", "pg16", "timeline"} {
 		all := folder(f, dir)
 		for i := range all[1:] {
 			f.Add(summarise(f, all[i]).Encode(), summarise(f, all[i+1]).Encode())
@@ -196,6 +197,5 @@ func FuzzMerge(f *testing.F) {
 				t.Fatalf("merged up to %s, before the segment at %s", m.End(), s.Start)
 			}
 		}
-		m.Table().Join(m.Table())
 	})
 }
