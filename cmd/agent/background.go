@@ -1,19 +1,15 @@
 package main
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
-	"syscall"
 
 	"github.com/spf13/cobra"
 
+	"walagent/internal/beside"
 	"walagent/internal/config"
 	"walagent/internal/errs"
 	"walagent/internal/repo"
@@ -21,9 +17,6 @@ import (
 
 // backgroundFlag marks a sync that a push has started.
 const backgroundFlag = "background"
-
-// maxLog is the size from which the log of such syncs begins anew.
-const maxLog = 1 << 20
 
 // syncLater starts agent repo sync --pending beside this process, and does not
 // wait for it, if a best-effort repository that missed something can be reached
@@ -48,77 +41,36 @@ func (a *app) syncLater(cmd *cobra.Command, cfg *config.Config, r *repo.Reposito
 	}
 }
 
-func (a *app) startSync(cmd *cobra.Command, cfg *config.Config) (err error) {
+func (a *app) startSync(cmd *cobra.Command, cfg *config.Config) error {
+	return a.startBeside(cmd, cfg, "repo-sync", "repo", "sync", "--pending", "--"+backgroundFlag)
+}
+
+// startBeside starts a command of this program beside this process, with the
+// same settings. What it says goes to log/NAME.log of the state directory.
+func (a *app) startBeside(cmd *cobra.Command, cfg *config.Config, name string, args ...string) error {
 	program, err := os.Executable()
 	if err != nil {
 		return fmt.Errorf("find own program: %w", err)
 	}
-	log, err := openLog(filepath.Join(cfg.StateDir, "log"))
+	settings, err := a.sameSettings(cmd)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, log.Close()) }()
-	if err := closeInherited(); err != nil {
-		return err
-	}
-	args, err := a.syncArgs(cmd)
+	log := filepath.Join(cfg.StateDir, "log", name+".log")
+	pid, err := beside.Start(cmd.Context(), beside.Command{
+		Program: program, Argv0: os.Args[0], Args: slices.Concat(args, settings), Env: os.Environ(), Log: log,
+	})
 	if err != nil {
 		return err
 	}
-	// It outlives this command and its deadline.
-	child := exec.CommandContext(context.WithoutCancel(cmd.Context()), program, args...)
-	child.Args[0] = os.Args[0]
-	child.Dir = "/"
-	child.Env = os.Environ()
-	child.Stdout, child.Stderr = log, log
-	child.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := child.Start(); err != nil {
-		return fmt.Errorf("start agent repo sync: %w", err)
-	}
-	a.log.Debug("started agent repo sync --pending", "pid", child.Process.Pid, "log", log.Name())
-	return child.Process.Release()
-}
-
-// openLog opens the log to append to it; one that has become too long begins
-// anew.
-func openLog(dir string) (*os.File, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, errs.State(err, "make log directory")
-	}
-	f, err := os.OpenFile(filepath.Join(dir, "repo-sync.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-	if err != nil {
-		return nil, errs.State(err, "open log")
-	}
-	info, err := f.Stat()
-	if err == nil && info.Size() > maxLog {
-		err = f.Truncate(0)
-	}
-	if err != nil {
-		return nil, errs.State(errors.Join(err, f.Close()), "open log")
-	}
-	return f, nil
-}
-
-// closeInherited keeps files and sockets that the server has left open in this
-// process from the child: it would hold them when the server is long gone. What
-// Go opens is closed on exec anyway.
-func closeInherited() error {
-	open, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		return fmt.Errorf("list open files: %w", err)
-	}
-	for _, e := range open {
-		if fd, err := strconv.Atoi(e.Name()); err == nil && fd > 2 {
-			syscall.CloseOnExec(fd)
-		}
-	}
+	a.log.Debug("started a process beside this one", "command", strings.Join(args, " "), "pid", pid, "log", log)
 	return nil
 }
 
-// syncArgs are the arguments of the child: the flags of this command that are
-// settings. Paths become absolute, since the child runs elsewhere.
-func (a *app) syncArgs(cmd *cobra.Command) ([]string, error) {
-	args := []string{"repo", "sync", "--pending", "--" + backgroundFlag}
+// sameSettings are the flags of this command that are settings. Paths become
+// absolute, since the child runs elsewhere.
+func (a *app) sameSettings(cmd *cobra.Command) ([]string, error) {
+	var args []string
 	given := changedFlags(cmd)
 	for _, o := range config.Options() {
 		value, ok := given[o.Flag]
@@ -176,7 +128,7 @@ func absoluteRecipients(list string) (string, error) {
 	return strings.Join(items, ","), nil
 }
 
-// endBackground tells the log how a sync ended, whose status is always 0. In a
+// endBackground tells the log how a process beside another one ended, whose status is always 0. In a
 // container the server may be process 1 and so inherit the child, and takes an
 // end with any status but 0 and 1 for the crash of one of its own, upon which it
 // ends all sessions (PostgreSQL, postmaster.c, CleanupBackend).

@@ -50,6 +50,9 @@ func run() int {
 		// Beside the database what is no longer needed goes at once.
 		debug.SetMemoryLimit(pushMemory)
 	}
+	if prefetched(os.Args[1:]) {
+		return 0
+	}
 	return execute(os.Args[1:], os.Stdout, os.Stderr)
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -24,6 +25,8 @@ import (
 
 // opening says how repositories are opened.
 type opening struct {
+	// local leaves all stores closed that are not on this host.
+	local bool
 	// create makes what holds the repository: a folder.
 	create bool
 	// hurry is for commands that a server waits for: what failed is tried again
@@ -62,6 +65,9 @@ type store struct {
 	base    storage.Bucket
 }
 
+// errNotOpened is that a repository is not needed yet.
+var errNotOpened = errors.New("the repository was not opened")
+
 // places opens all configured repositories. One of several that cannot be
 // opened is passed on with its error: whether that matters is decided where it
 // is used.
@@ -73,7 +79,11 @@ func (a *app) places(ctx context.Context, cfg *config.Config, how opening) ([]re
 	var all []repo.Place
 	for _, r := range cfg.Repositories {
 		p := placeOf(cfg, r)
-		if p.Err = a.leftAlone(cfg, p, how); p.Err != nil {
+		p.Err = a.leftAlone(cfg, p, how)
+		if scheme, _, _, err := storage.ParseURL(r.URL); how.local && err == nil && scheme != storage.SchemeFile {
+			p.Err = errNotOpened
+		}
+		if p.Err != nil {
 			all = append(all, p)
 			continue
 		}

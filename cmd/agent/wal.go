@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"os"
 	"time"
 
@@ -10,12 +11,14 @@ import (
 	"walagent/internal/backlog"
 	"walagent/internal/config"
 	"walagent/internal/errs"
+	"walagent/internal/postgres"
 	"walagent/internal/repo"
 	"walagent/internal/wal"
 )
 
 func (a *app) walPush() *cobra.Command {
 	var cluster uint64
+	var alone bool
 	cmd := &cobra.Command{
 		Use:     "wal-push PATH",
 		GroupID: "wal",
@@ -29,7 +32,13 @@ other bytes are an error.
 
 Of several repositories each required one must have it. A best-effort one that
 cannot be reached is left out; when it is back, a push starts agent repo sync
---pending beside itself and does not wait for it.`,
+--pending beside itself and does not wait for it.
+
+What the server has marked ready behind the file is archived with it, and
+recorded in the state directory, so that the calls for those files end at once.
+When more is ready than one call may archive, a process beside the server works
+it off, and ends with it; what it says is in log/wal-push.log of the state
+directory.`,
 		Args: exactArgs(1, "wal-push PATH"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			cfg, err := a.load(cmd)
@@ -39,33 +48,49 @@ cannot be reached is left out; when it is back, a push starts agent repo sync
 			defer backlog.Watch{StateDir: cfg.StateDir, Log: a.log, Now: time.Now}.Tell(cmd.Context(), args[0])
 			ctx, cancel := pushDeadline(cmd.Context(), cfg.Timeout, args[0])
 			defer cancel()
-			r, err := a.open(ctx, cfg, opening{hurry: true, write: true, patience: longPatience})
-			if err != nil {
+			p := &wal.Pusher{Log: a.log, Now: time.Now, StateDir: cfg.StateDir, Cluster: repo.ClusterID(cluster), Alone: alone}
+			archiver := a.archiver(cfg, p)
+			if p.Repo, err = a.open(ctx, cfg, opening{local: true}); err != nil {
 				return err
 			}
-			p := &wal.Pusher{Repo: r, Log: a.log, Now: time.Now, StateDir: cfg.StateDir, Cluster: repo.ClusterID(cluster)}
-			if err := a.pushing(cfg, p)(ctx, args[0]); err != nil {
+			done, err := archiver.Done(ctx, args[0])
+			if err = errors.Join(err, p.Repo.Close()); done || err != nil {
 				return err
 			}
-			a.syncLater(cmd, cfg, r)
+			if p.Repo, err = a.open(ctx, cfg, opening{hurry: true, write: true, patience: longPatience}); err != nil {
+				return err
+			}
+			w := a.pushWorker(cmd, cfg, args[0])
+			p.Worker = w.ask
+			if err := archiver.Push(ctx, args[0]); err != nil {
+				return err
+			}
+			if after := p.More(); after != "" {
+				w.start(after)
+			}
+			a.syncLater(cmd, cfg, p.Repo)
 			return nil
 		},
 	}
 	clusterFlag(cmd, &cluster)
+	cmd.Flags().BoolVar(&alone, "no-batch", false, "archive this file alone, not what is ready behind it")
 	return cmd
 }
 
-// pushing is how a file is archived: with max_backlog, one that cannot be may be
-// given up.
-func (a *app) pushing(cfg *config.Config, p *wal.Pusher) func(ctx context.Context, path string) error {
+// archiver is what archives files: with max_backlog, one that cannot be archived
+// may be given up.
+func (a *app) archiver(cfg *config.Config, p *wal.Pusher) interface {
+	Done(ctx context.Context, path string) (bool, error)
+	Push(ctx context.Context, path string) error
+} {
 	if cfg.MaxBacklog == 0 {
-		return p.Push
+		return p
 	}
 	name, err := os.Hostname()
 	if err != nil {
 		a.log.Debug("ask for the name of this host", "error", err.Error())
 	}
-	return (&wal.Dropper{Pusher: p, MaxBacklog: cfg.MaxBacklog, Host: name}).Push
+	return &wal.Dropper{Pusher: p, MaxBacklog: cfg.MaxBacklog, Host: name}
 }
 
 // gapWait is how long wal-fetch waits for a segment that arrives out of order.
@@ -95,6 +120,7 @@ func pushDeadline(ctx context.Context, limit time.Duration, path string) (contex
 func (a *app) walFetch() *cobra.Command {
 	var cluster uint64
 	var endBefore string
+	var noPrefetch bool
 	cmd := &cobra.Command{
 		Use:     "wal-fetch NAME PATH",
 		GroupID: "wal",
@@ -107,7 +133,12 @@ ends recovery; 126 or above in every other case, upon which PostgreSQL stops
 instead of opening a database with transactions missing.
 
 Beside a standby.signal an outage of the repository is waited out
-(standby_on_outage), and a gap is 74, since a standby can stream.`,
+(standby_on_outage), and a gap is 74, since a standby can stream.
+
+While a server recovers, a process beside it fetches the segments that it will
+ask for next. It ends when nobody asks any more or the server ends; what it says
+is in log/wal-prefetch.log of the state directory. For pg_rewind and everybody
+else who names the segment himself there is none.`,
 		Args: exactArgs(2, "wal-fetch NAME PATH"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			cfg, err := a.load(cmd)
@@ -117,11 +148,20 @@ Beside a standby.signal an outage of the repository is waited out
 			open := func(ctx context.Context) (*repo.Repository, error) {
 				return a.open(ctx, cfg, opening{hurry: true, patience: quickPatience})
 			}
-			f := &wal.Fetcher{GapWait: gapWait, EndBefore: endBefore, Open: open, Log: a.log, OnOutage: wal.OutagePolicy(cfg.StandbyOnOutage), Cluster: repo.ClusterID(cluster)}
+			f := &wal.Fetcher{
+				GapWait: gapWait, EndBefore: endBefore, Open: open, Log: a.log,
+				OnOutage: wal.OutagePolicy(cfg.StandbyOnOutage), Cluster: repo.ClusterID(cluster),
+			}
+			if !noPrefetch && endBefore == "" {
+				f.Found = func(cluster repo.ClusterID, segment postgres.Segment, size postgres.SegmentSize) {
+					a.prefetchLater(cmd, cfg, cluster, segment.Name(size), args[1])
+				}
+			}
 			return f.Fetch(cmd.Context(), args[0], args[1])
 		},
 	}
 	clusterFlag(cmd, &cluster)
-	cmd.Flags().StringVar(&endBefore, "end-before", "", "answer that this segment and those behind it do not exist, for one that is lost for good")
+	cmd.Flags().BoolVar(&noPrefetch, noPrefetchFlag, false, "fetch this file alone, and start no process that fetches those behind it")
+	cmd.Flags().StringVar(&endBefore, endBeforeFlag, "", "answer that this segment and those behind it do not exist, for one that is lost for good")
 	return cmd
 }

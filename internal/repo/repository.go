@@ -110,6 +110,9 @@ func (r *Repository) Close() error {
 // Sealed reports whether data goes into the repository encrypted.
 func (r *Repository) Sealed() bool { return !r.keys.Data.Empty() }
 
+// SealsWAL reports whether WAL goes into the repository encrypted.
+func (r *Repository) SealsWAL() bool { return !r.keys.WAL.Empty() }
+
 // Init makes the repository in every place that has none, and pins their ids,
 // which it returns by URL. It refuses where all of them have one.
 func (r *Repository) Init(ctx context.Context) (ids map[string]string, err error) {

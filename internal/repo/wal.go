@@ -21,6 +21,13 @@ type WALCheck interface {
 	Close() error
 }
 
+// HashedWALCheck is a WALCheck that is told the SHA-256 of the bytes, too, before
+// any of them is stored.
+type HashedWALCheck interface {
+	WALCheck
+	Hashed(sum [32]byte)
+}
+
 // PutWAL archives a WAL file. The store decides that its key is new; if it is
 // not, the raw SHA-256 that the stored object carries is compared: the same
 // bytes are success (existed is true), other bytes a Conflict, which nothing
@@ -101,6 +108,18 @@ var errNoHash = errors.New("it does not begin with the hash of its bytes")
 // with another copy. That there is no such file is storage.ErrNotExist. quick
 // answers that without looking for older versions of an object that is hidden.
 func (r *Repository) ReadWAL(ctx context.Context, cluster ClusterID, f postgres.WALFile, quick bool, use func(io.Reader) error) error {
+	return r.readWAL(ctx, cluster, f, quick, true, use)
+}
+
+// ReadSegment is ReadWAL for a segment whose pages use checks, as a
+// postgres.SegmentChecker does: each frame's checksum proves its bytes and each
+// page's address their order, and PostgreSQL checks each record besides. The
+// SHA-256 of the whole, almost half of the work, adds nothing then.
+func (r *Repository) ReadSegment(ctx context.Context, cluster ClusterID, f postgres.WALFile, quick bool, use func(io.Reader) error) error {
+	return r.readWAL(ctx, cluster, f, quick, f.Kind != postgres.WALSegment, use)
+}
+
+func (r *Repository) readWAL(ctx context.Context, cluster ClusterID, f postgres.WALFile, quick, hashed bool, use func(io.Reader) error) error {
 	how := expected
 	if quick {
 		how = probing
@@ -120,6 +139,9 @@ func (r *Repository) ReadWAL(ctx context.Context, cluster ClusterID, f postgres.
 		if o.want == nil {
 			err = s.damaged(errNoHash, key)
 		} else {
+			if !hashed {
+				o.hash = nil
+			}
 			err = use(o)
 		}
 		return errors.Join(err, o.Close())

@@ -56,6 +56,18 @@ func (r *Repository) newWALBuilder(cluster ClusterID, f postgres.WALFile, check 
 
 // build makes the object, or takes the one that an earlier call has kept.
 func (b *walBuilder) build(src io.ReadSeeker, size int64) (*walBody, error) {
+	check := b.check
+	body, err := b.made(src, size)
+	if err != nil {
+		return nil, err
+	}
+	if h, ok := check.(HashedWALCheck); ok {
+		h.Hashed(b.sum)
+	}
+	return body, nil
+}
+
+func (b *walBuilder) made(src io.ReadSeeker, size int64) (*walBody, error) {
 	if kept := b.keptFiles(); len(kept) > 0 {
 		if err := b.hash(src); err != nil {
 			return nil, err
@@ -69,7 +81,7 @@ func (b *walBuilder) build(src io.ReadSeeker, size int64) (*walBody, error) {
 		b.check = passed{}
 	}
 	if size <= walInMemory {
-		body, err := b.inMemory(src)
+		body, err := b.inMemory(src, size)
 		return &walBody{Source: body, Closer: noClose{}}, err
 	}
 	s := &spool{dir: b.repo.spoolDir}
@@ -110,15 +122,26 @@ func (b *walBuilder) hash(src io.Reader) error {
 	return nil
 }
 
-func (b *walBuilder) inMemory(src io.Reader) (storage.Source, error) {
+func (b *walBuilder) inMemory(src io.Reader, size int64) (storage.Source, error) {
 	sum := sha256.New()
-	var frames []byte
+	to := b.recipients()
+	// An object that is not sealed is built where it stays, behind room for its
+	// head, which has the hash of all that follows.
+	var head [32]byte
+	object := compress.AppendSkippable(nil, head[:])
+	reserved := len(object)
 	err := EachChunk(src, func(raw []byte) (err error) {
 		sum.Write(raw)
 		if _, err := b.check.Write(raw); err != nil {
 			return err
 		}
-		frames, err = b.enc.AppendFrame(frames, raw)
+		first := len(object) == reserved
+		object, err = b.enc.AppendFrame(object, raw)
+		if first && err == nil {
+			// As much for each piece to come, so that it is not copied often.
+			pieces := (size - 1) / int64(len(raw))
+			object = slices.Grow(object, int(min(size, pieces*int64(len(object))*5/4)))
+		}
 		return err
 	})
 	if err == nil {
@@ -128,9 +151,14 @@ func (b *walBuilder) inMemory(src io.Reader) (storage.Source, error) {
 		return nil, err
 	}
 	b.sum = [32]byte(sum.Sum(nil))
+	if to.Empty() {
+		compress.AppendSkippable(object[:0], b.sum[:])
+		return storage.Bytes(object), nil
+	}
+	frames := object[reserved:]
 	var body bytes.Buffer
 	body.Grow(len(frames) + len(frames)>>11 + headSize)
-	seal, err := hashedHead(&body, b.recipients(), b.sum)
+	seal, err := hashedHead(&body, to, b.sum)
 	if err == nil {
 		_, err = seal.Write(frames)
 	}

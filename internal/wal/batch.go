@@ -21,8 +21,9 @@ const (
 	// stay within its time.
 	batchFiles = 16
 	// batchBytes is how many bytes of files are prepared at a time, beside the
-	// one that was asked for: it bounds memory. Larger files do not go ahead.
-	batchBytes = 48 << 20
+	// one that was asked for: it bounds memory. What is sealed counts twice, as
+	// it is there twice. Larger files do not go ahead.
+	batchBytes = 64 << 20
 	// batchPatience is how long the others may take from the bandwidth of the
 	// file that was asked for, and after it.
 	batchPatience = 10 * time.Second
@@ -58,7 +59,7 @@ func behind(path string) []postgres.WALFile {
 	slices.SortFunc(files, func(a, b postgres.WALFile) int {
 		return cmp.Or(cmp.Compare(history(a), history(b)), cmp.Compare(a.Name, b.Name))
 	})
-	return files[:min(len(files), batchFiles)]
+	return files
 }
 
 // batch archives files that are ready behind the one that was asked for, until
@@ -70,9 +71,16 @@ func behind(path string) []postgres.WALFile {
 // becomes of them does not change the outcome for the one that was asked for:
 // the server asks for each of them, and is told then.
 func (p *Pusher) batch(ctx context.Context, path string, owner *postgres.Control, records *done) (over func(durable bool)) {
-	files := behind(path)
-	if len(files) == 0 || p.StateDir == "" {
+	if p.Alone || p.StateDir == "" {
 		return func(bool) {}
+	}
+	files := behind(path)
+	if len(files) == 0 {
+		return func(bool) {}
+	}
+	if len(files) > batchFiles {
+		files = files[:batchFiles]
+		p.more = files[batchFiles-1].Name
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	// A slow line belongs to the file that was asked for.
@@ -81,7 +89,10 @@ func (p *Pusher) batch(ctx context.Context, path string, owner *postgres.Control
 	finished := make(chan struct{})
 	go func() {
 		defer close(finished)
-		a := &ahead{Pusher: p, dir: filepath.Dir(path), owner: owner, records: records, stop: func() { cancel(errBatchOver) }}
+		a := &ahead{
+			Pusher: p, dir: filepath.Dir(path), owner: owner, records: records,
+			stop: func() { cancel(errBatchOver) }, ended: func(string, bool) {},
+		}
 		a.archive(ctx, files, asked)
 	}()
 	return func(durable bool) {
@@ -105,11 +116,12 @@ type ahead struct {
 	dir     string // pg_wal
 	owner   *postgres.Control
 	records *done
-	stop    func() // ends the rest when one fails
+	stop    func()                      // ends the rest when one fails
+	ended   func(name string, ok bool) // is told how each file ended
 }
 
-// archive takes files in their order, each when the last but one before it is
-// durable. asked is closed when the file ahead of all of them is.
+// archive takes files in their order, each when all up to the last but one before
+// it are durable. asked is closed when the file ahead of all of them is.
 func (a *ahead) archive(ctx context.Context, files []postgres.WALFile, asked <-chan struct{}) {
 	lastButOne, last := asked, asked
 	room := semaphore.NewWeighted(batchBytes)
@@ -118,15 +130,22 @@ func (a *ahead) archive(ctx context.Context, files []postgres.WALFile, asked <-c
 	for _, f := range files {
 		path := filepath.Join(a.dir, f.Name)
 		info, err := os.Stat(path)
-		if err != nil || info.Size() > batchBytes || room.Acquire(ctx, info.Size()) != nil {
+		if err != nil {
 			return
 		}
-		turn, durable := lastButOne, make(chan struct{})
+		weight := info.Size()
+		if a.Repo.SealsWAL() {
+			weight *= 2
+		}
+		if weight > batchBytes || room.Acquire(ctx, weight) != nil {
+			return
+		}
+		turn, before, durable := lastButOne, last, make(chan struct{})
 		all.Go(func() {
-			defer room.Release(info.Size())
-			if a.one(ctx, f, path, turn) {
-				close(durable)
-			} else {
+			one := func() bool { defer room.Release(weight); return a.one(ctx, f, path, turn, before, durable) }
+			ok := one()
+			a.ended(f.Name, ok)
+			if !ok {
 				a.stop()
 			}
 		})
@@ -134,22 +153,36 @@ func (a *ahead) archive(ctx context.Context, files []postgres.WALFile, asked <-c
 	}
 }
 
-// one archives a file, when its turn has come, and records it.
-func (a *ahead) one(ctx context.Context, f postgres.WALFile, path string, turn <-chan struct{}) (durable bool) {
-	await := func(ctx context.Context) error {
+// one archives a file, when its turn has come, and records it. durable is closed
+// when it and all that is before it are.
+func (a *ahead) one(ctx context.Context, f postgres.WALFile, path string, turn, before <-chan struct{}, durable chan<- struct{}) bool {
+	await := func(ctx context.Context, c <-chan struct{}) error {
 		select {
-		case <-turn:
+		case <-c:
 			return nil
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
 	}
+	// Every second file could run away from the others, if it counted before they
+	// do.
+	counts := func() error {
+		err := await(ctx, before)
+		if err == nil {
+			close(durable)
+		}
+		return err
+	}
 	c, err := a.open(f, path, a.owner)
 	if err == nil {
 		if a.records.has(c.cluster, f.Name, c.info) {
-			err = await(ctx)
-		} else if err = a.put(ctx, c, await); err == nil {
-			err = a.records.add(c.cluster, f.Name, c.info)
+			err = counts()
+		} else if err = a.put(ctx, c, func(ctx context.Context) error { return await(ctx, turn) }); err == nil {
+			if err = counts(); err == nil {
+				// A record stands for both, so that no summary is forgotten.
+				a.summarise(ctx, c)
+				err = a.records.add(c.cluster, f.Name, c.info)
+			}
 		}
 		err = errors.Join(err, c.file.Close())
 	}

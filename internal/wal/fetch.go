@@ -59,7 +59,15 @@ type Fetcher struct {
 	// Cluster says whose files are wanted where the directory above the
 	// destination does not; 0 is unknown.
 	Cluster repo.ClusterID
+	// Found, if it is not nil, is called when a segment for recovery was found,
+	// before its bytes are read: those behind it will be asked for next.
+	Found func(cluster repo.ClusterID, segment postgres.Segment, size postgres.SegmentSize)
 }
+
+// RecoveryFile is the name that recovery gives to restore_command for every
+// segment (xlogrecovery.c, XLogFileRead). Whoever else fetches, such as
+// pg_rewind, names the segment itself.
+const RecoveryFile = "RECOVERYXLOG"
 
 // Fetch places the archived file name at dest, whole, checked and durable, or
 // leaves dest alone. Its errors are ErrNotFound or reasons to stop recovery.
@@ -71,7 +79,7 @@ func (f *Fetcher) Fetch(ctx context.Context, name, dest string) error {
 	if over, err := f.isOver(file); err != nil || over {
 		return errors.Join(err, overError(over, name, f.EndBefore))
 	}
-	owner, err := ownerOf(ctx, dest)
+	owner, err := Owner(ctx, dest)
 	if err != nil {
 		return err
 	}
@@ -174,7 +182,10 @@ func (f *Fetcher) fetch(ctx context.Context, file postgres.WALFile, dest string,
 	}
 	for waited := time.Duration(0); ; waited += gapPoll {
 		// A standby asks for the next segment again and again, and can stream it.
-		err = f.Repo.ReadWAL(ctx, cluster, file, standby, func(body io.Reader) error { return place(body, file, dest, cluster) })
+		err = f.Repo.ReadSegment(ctx, cluster, file, standby, func(body io.Reader) error {
+			f.found(cluster, file, dest, owner)
+			return place(body, file, dest, cluster)
+		})
 		switch {
 		case err == nil:
 			f.Log.Debug("fetched", "wal", file.Name)
@@ -190,6 +201,17 @@ func (f *Fetcher) fetch(ctx context.Context, file postgres.WALFile, dest string,
 		if err := sleep(ctx, gapPoll); err != nil {
 			return err
 		}
+	}
+}
+
+// found tells that recovery goes on.
+func (f *Fetcher) found(cluster repo.ClusterID, file postgres.WALFile, dest string, owner *postgres.Control) {
+	if f.Found == nil || file.Kind != postgres.WALSegment || filepath.Base(dest) != RecoveryFile || owner == nil {
+		return
+	}
+	if segment, err := file.Segment(owner.WALSegmentSize); err == nil {
+		f.Found(cluster, segment, owner.WALSegmentSize)
+		f.Found = nil
 	}
 }
 
@@ -281,15 +303,31 @@ func (f *Fetcher) segmentSize(ctx context.Context, cluster repo.ClusterID, owner
 	return c.SegmentSize, err
 }
 
-// tempPrefix names files that are not yet whole. PostgreSQL ignores them in
-// pg_wal, and backups leave them out.
-const tempPrefix = ".agent-wal-"
+// TempPrefix, and the id of the process that writes it, begin the names of files
+// that are not yet whole. PostgreSQL ignores them in pg_wal, and backups leave
+// them out.
+const TempPrefix = ".agent-wal-"
+
+// Fill reads an archived segment into a file, checked as Fetch checks it. The
+// file is not made durable. The error is storage.ErrNotExist if there is none.
+func Fill(ctx context.Context, r *repo.Repository, cluster repo.ClusterID, segment postgres.WALFile, to *os.File) error {
+	return r.ReadSegment(ctx, cluster, segment, true, func(body io.Reader) error {
+		_, err := to.Seek(0, io.SeekStart)
+		if err == nil {
+			err = to.Truncate(0) // of what another copy has left
+		}
+		if err != nil {
+			return destError(err)
+		}
+		return copyChecked(to, body, segment, cluster)
+	})
+}
 
 // place writes body beside dest, checks it, makes it durable and renames it.
 func place(body io.Reader, file postgres.WALFile, dest string, cluster repo.ClusterID) (err error) {
 	dir := filepath.Dir(dest)
 	sweep(dir)
-	tmp, err := os.OpenFile(filepath.Join(dir, tempPrefix+strconv.Itoa(os.Getpid())+"-"+file.Name),
+	tmp, err := os.OpenFile(filepath.Join(dir, TempPrefix+strconv.Itoa(os.Getpid())+"-"+file.Name),
 		os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return destError(err)
@@ -300,14 +338,17 @@ func place(body io.Reader, file postgres.WALFile, dest string, cluster repo.Clus
 		}
 	}()
 	err = copyChecked(tmp, body, file, cluster)
-	if err == nil {
+	// PostgreSQL makes durable what it has asked for when it renames it
+	// (xlogarchive.c, KeepFileRestoredFromArchive).
+	durable := filepath.Base(dest) != RecoveryFile
+	if err == nil && durable {
 		err = destError(tmp.Sync())
 	}
 	if err = errors.Join(err, tmp.Close()); err != nil {
 		return err
 	}
-	if err := os.Rename(tmp.Name(), dest); err != nil {
-		return destError(err)
+	if err = destError(os.Rename(tmp.Name(), dest)); err != nil || !durable {
+		return err
 	}
 	return destError(syncDir(dir))
 }
@@ -367,12 +408,12 @@ func syncDir(dir string) error {
 // sweep removes what killed runs left beside the destination. It is a
 // courtesy: whatever it cannot remove is left for the next time.
 func sweep(dir string) {
-	names, err := filepath.Glob(filepath.Join(dir, tempPrefix+"*"))
+	names, err := filepath.Glob(filepath.Join(dir, TempPrefix+"*"))
 	if err != nil {
 		return
 	}
 	for _, name := range names {
-		pid, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(name), tempPrefix), "-")
+		pid, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(name), TempPrefix), "-")
 		n, err := strconv.Atoi(pid)
 		if err == nil && n != os.Getpid() && errors.Is(syscall.Kill(n, 0), syscall.ESRCH) {
 			// Another sweep may have been faster.

@@ -29,6 +29,53 @@ type Pusher struct {
 	// Cluster says whose files these are where neither the file nor the
 	// directory above it does; 0 is unknown.
 	Cluster repo.ClusterID
+	// Worker reports whether a process archives beside this one, and waits until
+	// that has ended with the file, if it has taken it. Nil: there is none.
+	Worker func(ctx context.Context, name string) bool
+
+	// Alone leaves what is ready behind the file to the calls for it.
+	Alone bool
+
+	more string // the last file that the batch takes, if more are ready behind it
+}
+
+// More names the file behind which more are ready than Push has archived
+// itself; empty: there are none.
+func (p *Pusher) More() string { return p.more }
+
+// Done reports whether just this file was archived by an earlier call, and
+// forgets that: it is asked for once. It asks no store but those on this host,
+// and needs no other one opened.
+func (p *Pusher) Done(ctx context.Context, path string) (bool, error) {
+	if p.StateDir == "" {
+		return false, nil
+	}
+	name, err := postgres.ParseWALFile(filepath.Base(path))
+	if err != nil {
+		return false, nil // Push explains
+	}
+	owner, err := Owner(ctx, path)
+	if err != nil || owner == nil {
+		return false, err
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return false, nil
+	}
+	return p.recorded(ctx, newDone(p.StateDir, p.Repo, p.Now), repo.ClusterID(owner.SystemIdentifier), name.Name, info)
+}
+
+// recorded takes the record of a file, if there is one.
+func (p *Pusher) recorded(ctx context.Context, records *done, cluster repo.ClusterID, name string, info os.FileInfo) (bool, error) {
+	if p.StateDir == "" || !records.take(cluster, name, info) {
+		return false, nil
+	}
+	// An empty mount point is no archive, whatever was there before.
+	if err := p.Repo.CheckLocal(ctx); err != nil {
+		return false, err
+	}
+	p.Log.Debug("was archived by an earlier call", "wal", name)
+	return true, nil
 }
 
 // Push archives the file at path, whose base name says what it is. When it
@@ -43,7 +90,7 @@ func (p *Pusher) Push(ctx context.Context, path string) (err error) {
 	if err != nil {
 		return errs.Wrap(err, errs.Usage, "archive_command is: agent wal-push %p", "archive %s", path)
 	}
-	owner, err := ownerOf(ctx, path)
+	owner, err := Owner(ctx, path)
 	if err != nil {
 		return err
 	}
@@ -53,21 +100,23 @@ func (p *Pusher) Push(ctx context.Context, path string) (err error) {
 	}
 	defer func() { err = errors.Join(err, c.file.Close()) }()
 	records := newDone(p.StateDir, p.Repo, p.Now)
-	if p.StateDir != "" && records.take(c.cluster, name.Name, c.info) {
-		// An empty mount point is no archive, whatever was there before.
-		if err := p.Repo.CheckLocal(ctx); err != nil {
-			return err
-		}
-		p.Log.Debug("was archived by an earlier call", "wal", name.Name)
-		return nil
+	// The worker's answer is its record.
+	alone := p.Worker == nil || !p.Worker(ctx, name.Name)
+	if done, err := p.recorded(ctx, records, c.cluster, name.Name, c.info); done || err != nil {
+		return err
 	}
 	if err := p.Repo.Check(ctx); err != nil {
 		return err
 	}
-	over := p.batch(ctx, path, owner, records)
-	err = p.put(ctx, c, nil)
+	over := func(bool) {}
+	if alone { // else what is ready behind it is the worker's
+		over = p.batch(ctx, path, owner, records)
+	}
+	if err = p.put(ctx, c, nil); err == nil {
+		p.summarise(ctx, c)
+	}
 	over(err == nil)
-	if err == nil && p.StateDir != "" {
+	if err == nil && alone && p.StateDir != "" {
 		records.sweep(ctx)
 	}
 	return err
@@ -94,6 +143,7 @@ func (p *Pusher) open(name postgres.WALFile, path string, owner *postgres.Contro
 	return c, nil
 }
 
+// put archives the file.
 func (p *Pusher) put(ctx context.Context, c *candidate, turn func(context.Context) error) error {
 	existed, err := p.Repo.PutWAL(ctx, c.cluster, c.name, c.file, c.info.Size(), c.check, turn)
 	if err != nil {
@@ -159,7 +209,7 @@ func (p *Pusher) identify(name postgres.WALFile, file *os.File, size int64, owne
 			}
 			known = repo.ClusterID(h.SystemID)
 		}
-		return known, &segmentCheck{check, name.Name}, nil
+		return known, newSegmentCheck(check, name, file), nil
 	}
 	if known == 0 {
 		return 0, nil, errs.New(errs.Usage,
@@ -170,30 +220,6 @@ func (p *Pusher) identify(name postgres.WALFile, file *os.File, size int64, owne
 }
 
 const segmentHint = "Nothing was archived. If the server made this file, look at its log for disk errors; if it came from elsewhere, it does not belong into this archive."
-
-// segmentCheck turns the verdict on a segment into advice.
-type segmentCheck struct {
-	*postgres.SegmentChecker
-	name string
-}
-
-func (c *segmentCheck) Write(b []byte) (int, error) {
-	n, err := c.SegmentChecker.Write(b)
-	return n, c.explain(err)
-}
-
-func (c *segmentCheck) Close() error { return c.explain(c.SegmentChecker.Close()) }
-
-func (c *segmentCheck) explain(err error) error {
-	if err == nil {
-		return nil
-	}
-	kind := errs.Damaged
-	if errors.Is(err, postgres.ErrForeign) {
-		kind = errs.Foreign
-	}
-	return errs.Wrap(err, kind, segmentHint, "%s was refused", c.name)
-}
 
 // maxText bounds history and backup history files.
 const maxText = 1 << 20
@@ -224,12 +250,12 @@ func (c *textCheck) Close() error {
 
 func (c *textCheck) Warnings() []string { return nil }
 
-// ownerOf reads the control file of the data directory whose pg_wal holds the
+// Owner reads the control file of the data directory whose pg_wal holds the
 // file, or nil if there is none: the directory above the file's, by name, so
 // that a pg_wal that is a symbolic link is found through the data directory.
 // Of a major that is not known only the system identifier is: WAL of a new
 // PostgreSQL must not pile up because nobody has updated the agent.
-func ownerOf(ctx context.Context, path string) (*postgres.Control, error) {
+func Owner(ctx context.Context, path string) (*postgres.Control, error) {
 	pgdata := filepath.Join(filepath.Dir(path), "..")
 	control, _, err := postgres.ReadControl(ctx, pgdata)
 	if errors.Is(err, postgres.ErrControlVersion) {

@@ -162,7 +162,7 @@ func (w *world) restore(name string) ([]byte, error) {
 	if (rerr == nil) != (err == nil) {
 		w.t.Fatalf("fetch says %v, but the file: %v", err, rerr)
 	}
-	if left, _ := filepath.Glob(filepath.Join(w.pgdata, "pg_wal", tempPrefix+"*")); len(left) != 0 {
+	if left, _ := filepath.Glob(filepath.Join(w.pgdata, "pg_wal", TempPrefix+"*")); len(left) != 0 {
 		w.t.Fatalf("left behind: %v", left)
 	}
 	return b, err
@@ -465,7 +465,7 @@ func TestPlaceIsAtomic(t *testing.T) {
 func TestSweep(t *testing.T) {
 	dir := t.TempDir()
 	alive, dead := strconv.Itoa(os.Getppid()), "4194304" // beyond the most that Linux gives
-	for _, name := range []string{tempPrefix + dead + "-" + first, tempPrefix + alive + "-" + first, tempPrefix + "x-" + first, first} {
+	for _, name := range []string{TempPrefix + dead + "-" + first, TempPrefix + alive + "-" + first, TempPrefix + "x-" + first, first} {
 		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -475,7 +475,7 @@ func TestSweep(t *testing.T) {
 	if err != nil || len(entries) != 3 {
 		t.Fatalf("%v, %v", entries, err)
 	}
-	if _, err := os.Stat(filepath.Join(dir, tempPrefix+dead+"-"+first)); !errors.Is(err, os.ErrNotExist) {
+	if _, err := os.Stat(filepath.Join(dir, TempPrefix+dead+"-"+first)); !errors.Is(err, os.ErrNotExist) {
 		t.Fatal("what a dead process left is still there")
 	}
 }

@@ -1,0 +1,236 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"walagent/internal/beside"
+	"walagent/internal/config"
+	"walagent/internal/errs"
+	"walagent/internal/postgres"
+	"walagent/internal/prefetch"
+	"walagent/internal/repo"
+	"walagent/internal/wal"
+)
+
+// Flags of wal-fetch that change what it answers, so that no other process
+// answers for it.
+const (
+	noPrefetchFlag = "no-prefetch"
+	endBeforeFlag  = "end-before"
+)
+
+// prefetchPatience is how long a segment that is being fetched ahead is awaited
+// before wal-fetch fetches it itself.
+const prefetchPatience = 5 * time.Minute
+
+// prefetched asks the process that fetches ahead, if there is one, for the
+// segment of a wal-fetch that recovery has called, before anything else is done:
+// recovery waits for each of these calls. In any other case, and when the answer
+// is no, wal-fetch does its work as ever.
+func prefetched(args []string) bool {
+	segment, dest := recoveryCall(args)
+	if dest == "" {
+		return false
+	}
+	name, err := prefetchName(args, segment, dest)
+	if err != nil {
+		return false // wal-fetch says what is wrong
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), prefetchPatience)
+	defer cancel()
+	var answer prefetch.Answer
+	err = beside.Ask(ctx, name, prefetch.Question{Segment: segment}, &answer)
+	return err == nil && answer.Done
+}
+
+// recoveryCall finds the two arguments of a wal-fetch that recovery has called
+// for a segment; dest is empty if it is anything else.
+func recoveryCall(args []string) (segment, dest string) {
+	if !slices.Contains(args, "wal-fetch") {
+		return "", ""
+	}
+	for _, arg := range args {
+		f, err := postgres.ParseWALFile(arg)
+		switch {
+		case strings.HasPrefix(arg, "--"+noPrefetchFlag), strings.HasPrefix(arg, "--"+endBeforeFlag):
+			return "", ""
+		case err == nil && f.Kind == postgres.WALSegment:
+			segment = arg
+		case filepath.Base(arg) == wal.RecoveryFile:
+			dest = arg
+		}
+	}
+	if segment == "" {
+		return "", ""
+	}
+	return segment, dest
+}
+
+// prefetchName is that of the process which a call like this one has started:
+// with the same directory, arguments, environment, settings and program.
+func prefetchName(args []string, segment, dest string) (beside.Name, error) {
+	settings := []string{version}
+	for _, arg := range args {
+		if arg != segment {
+			settings = append(settings, arg)
+		}
+	}
+	settings = append(settings, "--")
+	settings = append(settings, slices.Sorted(slices.Values(os.Environ()))...)
+	for _, path := range configFiles(args) {
+		info, err := os.Stat(path)
+		if err == nil {
+			settings = append(settings, fmt.Sprintf("%s %d %d", path, info.Size(), info.ModTime().UnixNano()))
+		}
+	}
+	return prefetch.NameFor(dest, settings...)
+}
+
+// configFiles are the paths at which a configuration file may be.
+func configFiles(args []string) []string {
+	files := []string{config.DefaultFile, os.Getenv("AGENT_CONFIG")}
+	for i, arg := range args {
+		if path, ok := strings.CutPrefix(arg, "--config="); ok {
+			files = append(files, path)
+		}
+		if arg == "--config" && i+1 < len(args) {
+			files = append(files, args[i+1])
+		}
+	}
+	return files
+}
+
+// prefetchLater starts the process that fetches what follows a segment, beside
+// this one. That it cannot is no failure of wal-fetch.
+func (a *app) prefetchLater(cmd *cobra.Command, cfg *config.Config, cluster repo.ClusterID, segment, dest string) {
+	if _, found := recoveryCall(os.Args[1:]); found != dest {
+		return // it would never be asked
+	}
+	name, err := prefetchName(os.Args[1:], segment, dest)
+	dir := filepath.Dir(dest)
+	if err == nil {
+		dir, err = filepath.Abs(dir)
+	}
+	if err == nil {
+		err = a.startBeside(cmd, cfg, "wal-prefetch", "wal-prefetch", "--system-identifier", cluster.String(), string(name), dir, segment)
+	}
+	if err != nil {
+		a.log.Warn("cannot start the process that fetches WAL ahead", "error", err.Error())
+	}
+}
+
+// prefetchMemory is where the process that fetches ahead begins to collect
+// garbage at once, in bytes: it runs beside the server.
+const prefetchMemory = 96 << 20
+
+// prefetchNice is its scheduling priority, as nice(1) takes it.
+const prefetchNice = 5
+
+// walPrefetch is what wal-fetch starts; nobody else calls it.
+func (a *app) walPrefetch() *cobra.Command {
+	var cluster uint64
+	cmd := &cobra.Command{
+		Use:    "wal-prefetch NAME DIRECTORY SEGMENT",
+		Hidden: true,
+		Short:  "Fetch the segments that recovery will ask for next (started by wal-fetch)",
+		Args:   exactArgs(3, "wal-prefetch NAME DIRECTORY SEGMENT"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			debug.SetMemoryLimit(prefetchMemory)
+			// Replay decides how long a recovery takes, and comes first. It is all of
+			// this process, alone in its group; that it cannot is no reason to stop.
+			_ = unix.Setpriority(unix.PRIO_PGRP, 0, prefetchNice)
+			a.endBackground(a.prefetch(cmd, repo.ClusterID(cluster), beside.Name(args[0]), args[1], args[2]))
+			return nil
+		},
+	}
+	clusterFlag(cmd, &cluster)
+	return cmd
+}
+
+func (a *app) prefetch(cmd *cobra.Command, cluster repo.ClusterID, name beside.Name, dir, segment string) (err error) {
+	// The name first: whoever asks from now on waits for the answer instead of
+	// starting another one.
+	l, err := beside.Listen(cmd.Context(), name)
+	if errors.Is(err, beside.ErrTaken) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	cfg, err := a.load(cmd)
+	if err != nil {
+		return errors.Join(err, l.Close())
+	}
+	owner, err := wal.Owner(cmd.Context(), filepath.Join(dir, segment))
+	if err == nil && owner == nil {
+		err = errs.New(errs.Usage, "wal-fetch starts this command; nobody else needs it.", "%s is not in a data directory", dir)
+	}
+	if err != nil {
+		return errors.Join(err, l.Close())
+	}
+	first, err := postgres.ParseSegment(segment, owner.WALSegmentSize)
+	if err != nil {
+		return errors.Join(err, l.Close())
+	}
+	ctx, stop := whileServer(cmd.Context(), filepath.Dir(dir))
+	defer stop()
+	r, err := a.open(ctx, cfg, opening{hurry: true, patience: quickPatience})
+	if err != nil {
+		return errors.Join(err, l.Close())
+	}
+	defer func() { err = errors.Join(err, r.Close()) }()
+	p := &prefetch.Prefetcher{
+		Repo: r, Cluster: cluster, Size: owner.WALSegmentSize, Dir: dir, Loads: prefetchLoads(cfg.Concurrency),
+		Free: freeSpace, Over: func() bool { return !recovering(filepath.Dir(dir)) }, Log: a.log, Now: time.Now,
+	}
+	return p.Run(ctx, l, first)
+}
+
+// prefetchLoads is how many segments are fetched at a time: some more than there
+// are processors, so that waiting for the store costs nothing.
+func prefetchLoads(concurrency int) int { return concurrency + 2 }
+
+// whileServer gives a context that ends with the server of a data directory. One
+// that cannot be watched is missed when nobody asks any more.
+func whileServer(ctx context.Context, dataDir string) (context.Context, func()) {
+	pid, err := beside.Postmaster(dataDir)
+	if err != nil {
+		return ctx, func() {}
+	}
+	watched, stop, err := beside.WithServer(ctx, pid)
+	if err != nil {
+		return ctx, func() {}
+	}
+	return watched, stop
+}
+
+// recovering reports whether a signal file is beside pg_wal: PostgreSQL removes
+// it when recovery has ended.
+func recovering(dataDir string) bool {
+	for _, name := range []string{"recovery.signal", "standby.signal"} {
+		if _, err := os.Stat(filepath.Join(dataDir, name)); !errors.Is(err, fs.ErrNotExist) {
+			return true
+		}
+	}
+	return false
+}
+
+func freeSpace(dir string) (int64, error) {
+	var s unix.Statfs_t
+	if err := unix.Statfs(dir, &s); err != nil {
+		return 0, fmt.Errorf("ask for the free space of %s: %w", dir, err)
+	}
+	return int64(s.Bavail) * s.Bsize, nil
+}

@@ -1,0 +1,116 @@
+package wal
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"walagent/internal/errs"
+	"walagent/internal/postgres"
+	"walagent/internal/postgres/xlog"
+	"walagent/internal/summary"
+)
+
+// segmentCheck turns the verdict on a segment into advice, and summarises it on
+// the way.
+type segmentCheck struct {
+	*postgres.SegmentChecker
+	name    postgres.WALFile
+	file    io.ReaderAt
+	builder *summary.Builder // nil: of a partial segment
+	sum     [32]byte
+	damage  string // a record that recovery will stop at
+}
+
+func newSegmentCheck(check *postgres.SegmentChecker, name postgres.WALFile, file *os.File) *segmentCheck {
+	c := &segmentCheck{SegmentChecker: check, name: name, file: file}
+	if name.Kind == postgres.WALSegment {
+		c.builder = summary.NewBuilder()
+	}
+	return c
+}
+
+// Write takes the next bytes of the file.
+func (c *segmentCheck) Write(b []byte) (int, error) {
+	n, err := c.SegmentChecker.Write(b)
+	if err == nil && c.builder != nil {
+		n, err = c.builder.Write(b)
+	}
+	return n, c.explain(err)
+}
+
+// Close says what the file is worth.
+func (c *segmentCheck) Close() error {
+	err := c.SegmentChecker.Close()
+	if err == nil && c.builder != nil {
+		err = c.ending()
+	}
+	return c.explain(err)
+}
+
+// Hashed is told the hash that a summary carries.
+func (c *segmentCheck) Hashed(sum [32]byte) { c.sum = sum }
+
+// Warnings are what is odd about a file that is archived nevertheless.
+func (c *segmentCheck) Warnings() []string {
+	all := c.SegmentChecker.Warnings()
+	if c.damage != "" {
+		all = append(all, "a record in it is damaged, and recovery will stop there: look for disk errors, and take a new backup ("+c.damage+")")
+	}
+	return all
+}
+
+// ending refuses a segment whose end was never written: such as one that
+// recovery has put together from a stream, and that a standby archives again. A
+// server ends a segment when it is full or by a switch. What is behind a record
+// that is damaged was written, and is kept from nobody.
+func (c *segmentCheck) ending() error {
+	end := c.builder.Segment()
+	if end.Ending != xlog.NotOwn {
+		return nil
+	}
+	offset := int64(end.End - end.Header.Addr)
+	empty, err := zeros(io.NewSectionReader(c.file, offset, int64(end.Header.SegmentSize)-offset))
+	if err != nil {
+		return err
+	}
+	if !empty {
+		c.damage = end.Reason
+		return nil
+	}
+	return &postgres.SegmentError{
+		Name: c.name.Name, Offset: offset, Field: "its WAL ends before the segment does", Err: postgres.ErrTorn,
+		Expected: "a switch to the next segment", Seen: "nothing but zeros",
+	}
+}
+
+// zeros reports whether all that r yields is zero.
+func zeros(r io.Reader) (bool, error) {
+	buf := make([]byte, 64<<10)
+	for {
+		n, err := r.Read(buf)
+		for _, b := range buf[:n] {
+			if b != 0 {
+				return false, nil
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			return true, nil
+		}
+		if err != nil {
+			return false, fmt.Errorf("read segment again: %w", err)
+		}
+	}
+}
+
+func (c *segmentCheck) explain(err error) error {
+	if err == nil {
+		return nil
+	}
+	kind := errs.Damaged
+	if errors.Is(err, postgres.ErrForeign) {
+		kind = errs.Foreign
+	}
+	return errs.Wrap(err, kind, segmentHint, "%s was refused", c.name.Name)
+}

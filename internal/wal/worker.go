@@ -1,0 +1,163 @@
+package wal
+
+import (
+	"context"
+	"errors"
+	"net"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"walagent/internal/beside"
+	"walagent/internal/postgres"
+)
+
+// FileQuestion is what wal-push asks the worker.
+type FileQuestion struct {
+	File string `json:"file"`
+}
+
+// FileAnswer says that the worker has ended with the file, or has not taken it:
+// which, its record tells.
+type FileAnswer struct{}
+
+// Worker archives the files that are ready, one after the other, beside the
+// calls of archive_command, which find its records: a backlog that is longer
+// than one call may archive is worked off while the calls come and go. One that
+// is lost at any moment costs nothing: what it has not recorded is archived by
+// the call for it.
+type Worker struct {
+	*Pusher
+	Dir string // pg_wal
+
+	mu    sync.Mutex
+	taken map[string]chan struct{} // closed when it has ended with the file
+}
+
+const (
+	// windowFiles is how many files are looked for at a time.
+	windowFiles = 64
+	// restPoll is how often it is looked whether there are new ones, and restFor
+	// for how long, before the worker ends.
+	restPoll = 100 * time.Millisecond
+	restFor  = 3 * time.Second
+)
+
+// Run archives what is ready behind the file after, until nothing is, one fails
+// or ctx is done. It answers the questions that come in through l.
+func (w *Worker) Run(ctx context.Context, l net.Listener, after string) error {
+	w.taken = make(map[string]chan struct{})
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var listening sync.WaitGroup
+	listening.Go(func() { w.listen(ctx, l) })
+	err := w.work(ctx, cancel, after)
+	cancel(nil)
+	err = errors.Join(err, l.Close())
+	listening.Wait()
+	return err
+}
+
+func (w *Worker) work(ctx context.Context, cancel context.CancelCauseFunc, after string) error {
+	owner, err := Owner(ctx, filepath.Join(w.Dir, after))
+	if err != nil || owner == nil {
+		return err
+	}
+	if err := w.Repo.Check(ctx); err != nil {
+		return err
+	}
+	a := &ahead{
+		Pusher: w.Pusher, dir: w.Dir, owner: owner, records: newDone(w.StateDir, w.Repo, w.Now),
+		stop: func() { cancel(errBatchOver) }, ended: w.ended,
+	}
+	first := make(chan struct{})
+	close(first)
+	rested := time.Duration(0)
+	for ctx.Err() == nil && rested < restFor {
+		files := behind(filepath.Join(w.Dir, after))
+		if len(files) == 0 {
+			if err := sleep(ctx, restPoll); err != nil {
+				return nil
+			}
+			rested += restPoll
+			continue
+		}
+		rested = 0
+		files = files[:min(len(files), windowFiles)]
+		w.take(files)
+		a.archive(ctx, files, first)
+		w.release(files)
+		for _, f := range files {
+			if f.Kind != postgres.WALHistory {
+				after = f.Name
+			}
+		}
+		a.records.sweep(ctx)
+	}
+	return nil
+}
+
+// take makes calls for these files wait.
+func (w *Worker) take(files []postgres.WALFile) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, f := range files {
+		w.taken[f.Name] = make(chan struct{})
+	}
+}
+
+// ended lets the call for a file go on.
+func (w *Worker) ended(name string, _ bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if c, ok := w.taken[name]; ok {
+		close(c)
+		delete(w.taken, name)
+	}
+}
+
+// release is for files that were not even begun.
+func (w *Worker) release(files []postgres.WALFile) {
+	for _, f := range files {
+		w.ended(f.Name, false)
+	}
+}
+
+func (w *Worker) listen(ctx context.Context, l net.Listener) {
+	var open sync.WaitGroup
+	defer open.Wait()
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			return // closed
+		}
+		open.Go(func() {
+			stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
+			defer stop()
+			var q FileQuestion
+			err := beside.Receive(conn, &q)
+			if err == nil {
+				w.await(ctx, q.File)
+				err = beside.Send(conn, FileAnswer{})
+			}
+			if err != nil {
+				w.Log.Debug("answer", "error", err.Error())
+			}
+			_ = conn.Close()
+		})
+	}
+}
+
+// await waits until the worker has ended with a file that it has taken.
+func (w *Worker) await(ctx context.Context, name string) {
+	w.mu.Lock()
+	c, ok := w.taken[name]
+	w.mu.Unlock()
+	if !ok {
+		return
+	}
+	select {
+	case <-c:
+	case <-ctx.Done():
+	}
+}

@@ -1,0 +1,252 @@
+//go:build bench
+
+package bench_test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"walagent/testing/harness"
+)
+
+// walKind is a kind of WAL to archive and recover.
+type walKind struct {
+	name string
+	// make writes WAL for a while.
+	make func(t *testing.T, s *harness.Server)
+}
+
+func walKinds() []walKind {
+	return []walKind{
+		{"pgbench", func(t *testing.T, s *harness.Server) {
+			// Most of it are full pages, as on a server with ordinary checkpoints.
+			s.Exec(t, "CHECKPOINT")
+			s.Run(t, "pgbench", "-n", "-c", "4", "-t", "3000")
+		}},
+		{"incompressible", func(t *testing.T, s *harness.Server) {
+			// Random bytes that are stored as they are.
+			s.Exec(t, "CREATE EXTENSION IF NOT EXISTS pgcrypto", "CREATE TABLE IF NOT EXISTS noise (b bytea)",
+				"ALTER TABLE noise ALTER b SET STORAGE EXTERNAL",
+				"INSERT INTO noise SELECT gen_random_bytes(1000) FROM generate_series(1, 100000)")
+		}},
+	}
+}
+
+// archive is a server's backup and the segments behind it, in the repository and
+// as they are.
+type archive struct {
+	w        *bench
+	s        *harness.Server
+	plain    string // folder with the segments
+	segments []string
+}
+
+// newArchive makes a backup and then count segments of WAL.
+func newArchive(t *testing.T, kind walKind, count int, reach ...string) archive {
+	t.Helper()
+	s, w, _ := site(t, scale(t, "BENCH_SMALL", 20), reach...)
+	a := archive{w: w, s: s, plain: filepath.Join(w.dir, "plain")}
+	s.AppendConf(t, map[string]string{"wal_keep_size": "16GB", "max_wal_size": "32GB", "checkpoint_timeout": "1h"})
+	s.Exec(t, "SELECT pg_reload_conf()")
+	w.agent(nil, "backup-push")
+	number := func() int64 {
+		return s.QueryInt(t, "SELECT ((pg_current_wal_insert_lsn() - '0/0') / 16777216)::bigint")
+	}
+	first := number()
+	for number() < first+int64(count) {
+		kind.make(t, s)
+	}
+	s.Exec(t, "SELECT pg_switch_wal()")
+	last := s.QueryString(t, "SELECT pg_walfile_name(pg_current_wal_insert_lsn() - 16777216)")
+	// A fast stop waits until all is archived.
+	s.Stop(t)
+	w.sh("mkdir -p " + a.plain + "; cp " + filepath.Join(s.DataDir, "pg_wal") + "/0* " + a.plain)
+	found, err := filepath.Glob(filepath.Join(a.plain, "00000001????????????????"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	slices.Sort(found)
+	for _, path := range found {
+		if name := filepath.Base(path); name <= last {
+			a.segments = append(a.segments, name)
+		}
+	}
+	a.segments = a.segments[max(0, len(a.segments)-count):]
+	return a
+}
+
+// recover restores the backup and replays everything; what the server's start
+// to the end of recovery takes is measured. command replaces restore_command.
+func (a archive) recover(t *testing.T, command string) cost {
+	t.Helper()
+	dest := filepath.Join(a.w.dir, "recovered")
+	a.w.agent(nil, "backup-fetch", dest)
+	defer remove(t, dest)
+	conf := map[string]string{"fsync": "off", "shared_buffers": "512MB"}
+	if command != "" {
+		conf["restore_command"] = command
+	}
+	a.w.sh("sync")
+	began := time.Now()
+	r := harness.StartExisting(t, dest, a.s.Major, conf, a.w.env...)
+	r.WaitRecovered(t)
+	c := cost{wall: time.Since(began)}
+	r.Kill(t)
+	return c
+}
+
+// TestRecovery replays what was archived, from the repository and from a folder
+// that has all segments as they are.
+func TestRecovery(t *testing.T) {
+	count := scale(t, "BENCH_SEGMENTS", 200)
+	for _, kind := range walKinds() {
+		for _, codec := range []string{"zstd", "lz4"} {
+			a := newArchive(t, kind, count, "AGENT_COMPRESSION="+codec)
+			costs := rounds(scale(t, "BENCH_ROUNDS", 3),
+				func() cost { return a.recover(t, "") },
+				func() cost { return a.recover(t, "cp "+a.plain+"/%f %p") },
+				func() cost {
+					return a.recover(t, harness.AgentBinary(t)+" wal-fetch %f %p --no-prefetch")
+				})
+			recoveryTable(t, "a folder, "+codec, kind, count, costs)
+		}
+		b := newBucket(t)
+		a := newArchive(t, kind, count, b.env...)
+		for _, latency := range []time.Duration{0, 20 * time.Millisecond} {
+			b.fault.Latency(t, latency)
+			costs := rounds(scale(t, "BENCH_ROUNDS", 3),
+				func() cost { return a.recover(t, "") },
+				func() cost { return a.recover(t, "cp "+a.plain+"/%f %p") },
+				func() cost {
+					return a.recover(t, harness.AgentBinary(t)+" wal-fetch %f %p --no-prefetch")
+				})
+			recoveryTable(t, fmt.Sprintf("S3, answers %s later", latency), kind, count, costs)
+			b.fault.Heal()
+		}
+	}
+}
+
+func recoveryTable(t *testing.T, store string, kind walKind, count int, costs []cost) {
+	t.Helper()
+	var out strings.Builder
+	for i, name := range []string{"agent", "cp", "agent --no-prefetch"} {
+		fmt.Fprintf(&out, "%20s %6.2f s  %5.1f segments/s  %.2f times cp\n", name, costs[i].wall.Seconds(),
+			float64(count)/costs[i].wall.Seconds(), costs[i].wall.Seconds()/costs[1].wall.Seconds())
+	}
+	t.Logf("recovery of %d segments of %s from %s (asked: 1.1 times cp, 60 segments/s)\n%s", count, kind.name, store, out.String())
+}
+
+// backlog is a server with segments that wait, which can be archived again and
+// again.
+type backlog struct {
+	w      *bench
+	s      *harness.Server
+	count  int
+	rounds int
+}
+
+func newBacklog(t *testing.T, kind walKind, count int) *backlog {
+	t.Helper()
+	s, w, _ := site(t, scale(t, "BENCH_SMALL", 20))
+	s.AppendConf(t, map[string]string{"wal_keep_size": "16GB", "max_wal_size": "32GB", "checkpoint_timeout": "1h", "archive_command": "false"})
+	s.Exec(t, "SELECT pg_reload_conf()")
+	b := &backlog{w: w, s: s}
+	for b.waiting(t) < count {
+		kind.make(t, s)
+	}
+	b.count = b.waiting(t)
+	return b
+}
+
+func (b *backlog) status() string { return filepath.Join(b.s.DataDir, "pg_wal", "archive_status") }
+
+func (b *backlog) waiting(t *testing.T) int {
+	t.Helper()
+	files, err := os.ReadDir(b.status())
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for _, f := range files {
+		if strings.HasSuffix(f.Name(), ".ready") {
+			n++
+		}
+	}
+	return n
+}
+
+// archive lets the server archive everything into a new repository. The CPU time
+// is that of the machine, since the server's processes do the work.
+func (b *backlog) archive(t *testing.T, reach []string, url, flags string) cost {
+	t.Helper()
+	b.rounds++
+	repository := fmt.Sprintf("AGENT_REPOSITORY=%s-%d", url, b.rounds)
+	b.w.agent(append(slices.Clone(reach), repository), "repo", "init")
+	b.w.sh("cd " + b.status() + `; for f in *.done; do mv "$f" "${f%.done}.ready"; done 2>/dev/null || true`)
+	command := "env " + strings.Join(append(slices.Clone(reach), repository), " ") + " " + harness.AgentBinary(t) + " wal-push " + flags + " %p"
+	before := busy(t)
+	began := time.Now()
+	b.s.Exec(t, "ALTER SYSTEM SET archive_command = '"+command+"'", "SELECT pg_reload_conf()")
+	for b.waiting(t) > 0 {
+		time.Sleep(5 * time.Millisecond)
+	}
+	c := cost{wall: time.Since(began), cpu: busy(t) - before}
+	b.s.Exec(t, "ALTER SYSTEM SET archive_command = 'false'", "SELECT pg_reload_conf()")
+	return c
+}
+
+// busy is the CPU time that the machine has spent, of all its processors.
+func busy(t *testing.T) time.Duration {
+	t.Helper()
+	stat, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var user, nice, system, idle, wait, irq, soft int64
+	if _, err := fmt.Sscanf(string(stat), "cpu %d %d %d %d %d %d %d", &user, &nice, &system, &idle, &wait, &irq, &soft); err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(user+nice+system+irq+soft) * 10 * time.Millisecond
+}
+
+// TestBacklog archives what has piled up, through the server's archiver.
+func TestBacklog(t *testing.T) {
+	count := scale(t, "BENCH_SEGMENTS", 200)
+	n := scale(t, "BENCH_ROUNDS", 3)
+	for _, kind := range walKinds() {
+		b := newBacklog(t, kind, count)
+		for _, codec := range []string{"zstd", "lz4"} {
+			reach := []string{"AGENT_COMPRESSION=" + codec}
+			url := filepath.Join(b.w.dir, "again")
+			b.table(t, "a folder, "+codec, kind, rounds(n,
+				func() cost { return b.archive(t, reach, url, "") },
+				func() cost { return b.archive(t, reach, url, "--no-batch") }))
+			b.w.sh("rm -rf " + url + "-*")
+		}
+		store := newBucket(t)
+		for _, latency := range []time.Duration{0, 20 * time.Millisecond} {
+			store.fault.Latency(t, latency)
+			b.table(t, fmt.Sprintf("S3, answers %s later", latency), kind, rounds(n,
+				func() cost { return b.archive(t, store.env, store.url, "") },
+				func() cost { return b.archive(t, store.env, store.url, "--no-batch") }))
+			store.fault.Heal()
+		}
+	}
+}
+
+func (b *backlog) table(t *testing.T, store string, kind walKind, costs []cost) {
+	t.Helper()
+	var out strings.Builder
+	for i, name := range []string{"agent", "agent --no-batch"} {
+		c := costs[i]
+		fmt.Fprintf(&out, "%18s %6.2f s  %5.1f segments/s  %3.0f %% of the processors  %.2f times\n", name, c.wall.Seconds(),
+			float64(b.count)/c.wall.Seconds(), 100*c.cpu.Seconds()/c.wall.Seconds()/float64(runtime.NumCPU()), c.wall.Seconds()/costs[0].wall.Seconds())
+	}
+	t.Logf("a backlog of %d segments of %s to %s (asked: 50 segments/s, at least twice as fast)\n%s", b.count, kind.name, store, out.String())
+}
