@@ -7,7 +7,7 @@ import (
 	"walagent/internal/postgres/xlog"
 )
 
-// ErrNone: nothing can be said of what was read.
+// ErrNone is that nothing can be said of what was read.
 var ErrNone = errors.New("no summary of this WAL segment can be made")
 
 // Builder makes the summary of one segment, whose bytes are written to it as

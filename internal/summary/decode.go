@@ -13,7 +13,7 @@ import (
 var (
 	// ErrMalformed is wrapped by errors about bytes that are no summary.
 	ErrMalformed = errors.New("malformed WAL summary")
-	// ErrNewer: the summary was encoded by a newer version of the agent.
+	// ErrNewer is that the summary was encoded by a newer version of the agent.
 	ErrNewer = errors.New("WAL summary of a newer version of the agent")
 )
 

@@ -83,8 +83,10 @@ func TestJoin(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		whole, joined, part := NewTable(), NewTable(), NewTable()
 		for range rapid.IntRange(1, 60).Draw(t, "changes") {
-			k := Key{xlog.Locator{Tablespace: 1663, Database: 5, Relation: rapid.Uint32Range(1, 3).Draw(t, "relation")},
-				postgres.Fork(rapid.IntRange(0, 3).Draw(t, "fork"))}
+			k := Key{
+				xlog.Locator{Tablespace: 1663, Database: 5, Relation: rapid.Uint32Range(1, 3).Draw(t, "relation")},
+				postgres.Fork(rapid.IntRange(0, 3).Draw(t, "fork")),
+			}
 			block := rapid.Uint32Range(0, 40).Draw(t, "block")
 			if rapid.IntRange(0, 4).Draw(t, "change") == 0 {
 				whole.Cut(k, block)

@@ -116,7 +116,7 @@ type ahead struct {
 	dir     string // pg_wal
 	owner   *postgres.Control
 	records *done
-	stop    func()                      // ends the rest when one fails
+	stop    func()                     // ends the rest when one fails
 	ended   func(name string, ok bool) // is told how each file ended
 }
 

@@ -303,9 +303,9 @@ func (f *Fetcher) segmentSize(ctx context.Context, cluster repo.ClusterID, owner
 	return c.SegmentSize, err
 }
 
-// TempPrefix, and the id of the process that writes it, begin the names of files
-// that are not yet whole. PostgreSQL ignores them in pg_wal, and backups leave
-// them out.
+// TempPrefix begins the names of files that are not yet whole; the id of the
+// process that writes them follows. PostgreSQL ignores them in pg_wal, and
+// backups leave them out.
 const TempPrefix = ".agent-wal-"
 
 // Fill reads an archived segment into a file, checked as Fetch checks it. The

@@ -50,19 +50,17 @@ func (p *Pusher) Done(ctx context.Context, path string) (bool, error) {
 	if p.StateDir == "" {
 		return false, nil
 	}
-	name, err := postgres.ParseWALFile(filepath.Base(path))
-	if err != nil {
-		return false, nil // Push explains
-	}
 	owner, err := Owner(ctx, path)
 	if err != nil || owner == nil {
 		return false, err
 	}
-	info, err := os.Stat(path)
-	if err != nil {
-		return false, nil
+	name := filepath.Base(path)
+	if _, err := postgres.ParseWALFile(name); err == nil {
+		if info, err := os.Stat(path); err == nil {
+			return p.recorded(ctx, newDone(p.StateDir, p.Repo, p.Now), repo.ClusterID(owner.SystemIdentifier), name, info)
+		}
 	}
-	return p.recorded(ctx, newDone(p.StateDir, p.Repo, p.Now), repo.ClusterID(owner.SystemIdentifier), name.Name, info)
+	return false, nil // Push says what is wrong
 }
 
 // recorded takes the record of a file, if there is one.
@@ -146,7 +144,11 @@ func (p *Pusher) open(name postgres.WALFile, path string, owner *postgres.Contro
 // put archives the file.
 func (p *Pusher) put(ctx context.Context, c *candidate, turn func(context.Context) error) error {
 	existed, err := p.Repo.PutWAL(ctx, c.cluster, c.name, c.file, c.info.Size(), c.check, turn)
-	if err != nil {
+	l, ok, lerr := left(c, err)
+	if ok {
+		return p.putLeft(ctx, c, l, turn)
+	}
+	if err := errors.Join(err, lerr); err != nil {
 		return fmt.Errorf("archive %s: %w", c.name.Name, err)
 	}
 	for _, w := range c.check.Warnings() {

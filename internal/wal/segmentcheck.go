@@ -17,7 +17,7 @@ import (
 type segmentCheck struct {
 	*postgres.SegmentChecker
 	name    postgres.WALFile
-	file    io.ReaderAt
+	file    *os.File
 	builder *summary.Builder // nil: of a partial segment
 	sum     [32]byte
 	damage  string // a record that recovery will stop at
@@ -62,27 +62,36 @@ func (c *segmentCheck) Warnings() []string {
 }
 
 // ending refuses a segment whose end was never written: such as one that
-// recovery has put together from a stream, and that a standby archives again. A
-// server ends a segment when it is full or by a switch. What is behind a record
-// that is damaged was written, and is kept from nobody.
+// recovery has put together from a stream, and that a standby archives again, or
+// the last one of a timeline that was left. A server ends a segment when it is
+// full or by a switch. What is behind a record that is damaged was written, and
+// is kept from nobody.
 func (c *segmentCheck) ending() error {
 	end := c.builder.Segment()
 	if end.Ending != xlog.NotOwn {
 		return nil
 	}
-	offset := int64(end.End - end.Header.Addr)
-	empty, err := zeros(io.NewSectionReader(c.file, offset, int64(end.Header.SegmentSize)-offset))
+	offset, size := int64(end.End-end.Header.Addr), int64(end.Header.SegmentSize)
+	refused := &postgres.SegmentError{
+		Name: c.name.Name, Offset: offset, Field: "its WAL ends before the segment does", Err: postgres.ErrTorn,
+		Expected: "a switch to the next segment", Seen: "none",
+	}
+	empty, err := zeros(io.NewSectionReader(c.file, offset, size-offset))
 	if err != nil {
 		return err
 	}
-	if !empty {
-		c.damage = end.Reason
-		return nil
+	if empty {
+		return refused
 	}
-	return &postgres.SegmentError{
-		Name: c.name.Name, Offset: offset, Field: "its WAL ends before the segment does", Err: postgres.ErrTorn,
-		Expected: "a switch to the next segment", Seen: "nothing but zeros",
+	all, err := leavings(c.name, c.file, size)
+	if err != nil {
+		return err
 	}
+	if _, ok := leftBefore(all, offset, size); ok {
+		return refused
+	}
+	c.damage = end.Reason
+	return nil
 }
 
 // zeros reports whether all that r yields is zero.
