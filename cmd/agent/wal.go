@@ -49,10 +49,11 @@ directory.`,
 			ctx, cancel := pushDeadline(cmd.Context(), cfg.Timeout, args[0])
 			defer cancel()
 			p := &wal.Pusher{Log: a.log, Now: time.Now, StateDir: cfg.StateDir, Cluster: repo.ClusterID(cluster), Alone: alone}
+			archiver := a.archiver(cfg, p)
 			if p.Repo, err = a.open(ctx, cfg, opening{local: true}); err != nil {
 				return err
 			}
-			done, err := p.Done(ctx, args[0])
+			done, err := archiver.Done(ctx, args[0])
 			if err = errors.Join(err, p.Repo.Close()); done || err != nil {
 				return err
 			}
@@ -61,7 +62,7 @@ directory.`,
 			}
 			w := a.pushWorker(cmd, cfg, args[0])
 			p.Worker = w.ask
-			if err := a.pushing(cfg, p)(ctx, args[0]); err != nil {
+			if err := archiver.Push(ctx, args[0]); err != nil {
 				return err
 			}
 			if after := p.More(); after != "" {
@@ -76,17 +77,20 @@ directory.`,
 	return cmd
 }
 
-// pushing is how a file is archived: with max_backlog, one that cannot be may be
-// given up.
-func (a *app) pushing(cfg *config.Config, p *wal.Pusher) func(ctx context.Context, path string) error {
+// archiver is what archives files: with max_backlog, one that cannot be archived
+// may be given up.
+func (a *app) archiver(cfg *config.Config, p *wal.Pusher) interface {
+	Done(ctx context.Context, path string) (bool, error)
+	Push(ctx context.Context, path string) error
+} {
 	if cfg.MaxBacklog == 0 {
-		return p.Push
+		return p
 	}
 	name, err := os.Hostname()
 	if err != nil {
 		a.log.Debug("ask for the name of this host", "error", err.Error())
 	}
-	return (&wal.Dropper{Pusher: p, MaxBacklog: cfg.MaxBacklog, Host: name}).Push
+	return &wal.Dropper{Pusher: p, MaxBacklog: cfg.MaxBacklog, Host: name}
 }
 
 // gapWait is how long wal-fetch waits for a segment that arrives out of order.

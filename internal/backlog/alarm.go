@@ -67,8 +67,12 @@ func (b Backlog) String() string {
 	if b.Files == 0 {
 		return fmt.Sprintf("nothing waits; WAL is made at %s/s; %s free", size(b.Made), size(float64(b.Free)))
 	}
-	text := fmt.Sprintf("%d files wait, %s, the oldest for %s; WAL is made at %s/s and archived at %s/s; %s free",
-		b.Files, size(float64(b.Bytes)), short(b.Age()), size(b.Made), size(b.Archived), size(float64(b.Free)))
+	waits := "files wait"
+	if b.Files == 1 {
+		waits = "file waits"
+	}
+	text := fmt.Sprintf("%d %s, %s, the oldest for %s; WAL is made at %s/s and archived at %s/s; %s free",
+		b.Files, waits, size(float64(b.Bytes)), short(b.Age()), size(b.Made), size(b.Archived), size(float64(b.Free)))
 	if full, ok := b.FullIn(); ok {
 		text += ", full in " + short(full)
 	}

@@ -30,20 +30,31 @@ type Dropper struct {
 // own time.
 const recordLimit = 20 * time.Second
 
-// Push is Pusher.Push. Besides, its error is nil for a segment whose loss is
-// recorded, durable in every required place.
-func (d *Dropper) Push(ctx context.Context, path string) error {
+// Done is Pusher.Done, and true besides for a segment that was given up by an
+// earlier call.
+func (d *Dropper) Done(ctx context.Context, path string) (bool, error) {
+	done, err := d.Pusher.Done(ctx, path)
+	if done || err != nil {
+		return done, err
+	}
 	s, err := d.candidate(ctx, path)
-	if err != nil || s == nil {
-		return errors.Join(err, d.Pusher.Push(ctx, path))
+	if err != nil || s == nil || !s.records.take(s.cluster, s.name, s.info) {
+		return false, err
 	}
-	if s.records.take(s.cluster, s.name, s.info) && !s.archived.has(s.cluster, s.name, s.info) {
-		d.tell(s.name)
-		return nil
-	}
+	d.tell(s.name)
+	return true, nil
+}
+
+// Push is Pusher.Push. Besides, its error is nil for a segment whose loss is
+// recorded, durable in every required place. Done was asked before.
+func (d *Dropper) Push(ctx context.Context, path string) error {
 	failure := d.Pusher.Push(ctx, path)
 	if failure == nil || !d.away(ctx, failure) {
 		return failure
+	}
+	s, err := d.candidate(ctx, path)
+	if err != nil || s == nil {
+		return errors.Join(failure, err)
 	}
 	last, backlog, err := d.waiting(s)
 	if err != nil || backlog <= d.MaxBacklog {
