@@ -1,123 +1,95 @@
 package archive
 
 import (
-	"fmt"
+	"errors"
 
 	"walagent/internal/postgres"
+	"walagent/internal/postgres/xlog"
+	"walagent/internal/summary"
 )
 
-// chain is told the bytes of one segment and then says how the segment joins
-// its neighbours.
-type chain interface {
-	// Write takes the next bytes, in chunks of any length. It never fails.
-	Write(p []byte) (int, error)
-	// Edges is what is known when the whole segment was written.
-	Edges() Edges
+// chain follows the records from one segment to the next, in the order of a
+// listing: timeline by timeline. What a segment touches does not matter here and
+// is forgotten at once, so that memory does not grow with the archive.
+type chain struct {
+	survey *Survey
+	merger *summary.Merger
+	before postgres.Segment // that the merger has seen last
+	// forks are the last segments before those with which a timeline begins, by
+	// the latter: they are on the timeline that was left.
+	forks map[postgres.Segment]postgres.Segment
+	kept  map[postgres.Segment]*summary.Summary // that come before a fork
 }
 
-// Edges are how a segment begins and how the next one must.
-type Edges struct {
-	// First and Last are the timelines of its first and last page that is not
-	// empty.
-	First, Last postgres.Timeline
-	// Begins is how many bytes at its beginning belong to a record of the
-	// segment before.
-	Begins uint32
-	// Overwrites is that it begins anew where the rest of a record was lost in
-	// a crash (XLP_FIRST_IS_OVERWRITE_CONTRECORD).
-	Overwrites bool
-	// Rest is how many bytes of a record are left for the next segment, where
-	// the pages tell.
-	Rest  uint32
-	Known bool // Rest is known
-}
-
-// Joins says why the next segment of the same timeline cannot follow, or nil.
-func (e Edges) Joins(next Edges) error {
-	switch {
-	case next.First < e.Last:
-		return fmt.Errorf("it begins on timeline %d, behind a segment that ends on timeline %d", next.First, e.Last)
-	case !e.Known || e.Rest == next.Begins:
-		return nil
-	case e.Rest == 0:
-		return fmt.Errorf("it begins with %d bytes of a record that the segment before, which was ended by a switch or at the end of a record, has not begun", next.Begins)
-	case next.Overwrites:
-		return nil
-	default:
-		return fmt.Errorf("it begins with %d bytes of a record, but the segment before has left %d", next.Begins, e.Rest)
-	}
-}
-
-// shortHeader is how much of each page pageChain looks at, in bytes: the short
-// form of the header, with which the long one begins.
-const shortHeader = 24
-
-// pageChain is a chain by page headers alone: xlp_rem_len of a page is how much
-// of a record that began before is left (src/include/access/xlog_internal.h). A
-// record that begins on the last page and goes on is not seen.
-type pageChain struct {
-	at    int64
-	head  [shortHeader]byte
-	edges Edges
-	last  postgres.PageHeader
-}
-
-func (c *pageChain) Write(p []byte) (int, error) {
-	n := len(p)
-	for len(p) > 0 {
-		in := int(c.at % postgres.WALBlockSize)
-		k := min(len(p), postgres.WALBlockSize-in)
-		if in < shortHeader {
-			k = min(k, shortHeader-in)
-			copy(c.head[in:], p[:k])
-			if in+k == shortHeader {
-				c.page(c.at - int64(in))
-			}
+func newChain(s *Survey) *chain {
+	c := &chain{survey: s, forks: make(map[postgres.Segment]postgres.Segment), kept: make(map[postgres.Segment]*summary.Summary)}
+	for t, h := range s.Histories {
+		if len(h) < 2 {
+			continue
 		}
-		c.at += int64(k)
-		p = p[k:]
+		n := h[len(h)-2].Switch.Segment(s.Size)
+		if n == 0 {
+			continue
+		}
+		first := postgres.Segment{Timeline: t, Number: n}
+		before := postgres.Segment{Timeline: h.TimelineAt(first.Start(s.Size) - 1), Number: n - 1}
+		c.forks[first], c.kept[before] = before, nil
 	}
-	return n, nil
+	return c
 }
 
-// page takes the header of the page at offset, whose first bytes are in head.
-func (c *pageChain) page(offset int64) {
-	// The flag of the long form asks for more bytes than there are; what is
-	// read here is the same in both forms.
-	head := c.head
-	head[2] &^= byte(postgres.PageLongHeader)
-	h, err := postgres.ParsePageHeader(head[:])
+// lightened is a summary without what it touches; nil for WAL that cannot be
+// decoded.
+func lightened(b *summary.Builder) *summary.Summary {
+	s, err := b.Finish([32]byte{})
 	if err != nil {
-		return // there are enough bytes
+		return nil // of a newer PostgreSQL
 	}
-	c.last = h
-	if h.Empty() {
-		return
-	}
-	if offset == 0 {
-		c.edges.First = h.Timeline
-		if h.Flags&postgres.PageContRecord != 0 {
-			c.edges.Begins = h.RemLen
-		}
-		c.edges.Overwrites = h.Flags&postgres.PageOverwriteContRecord != 0
-	}
-	c.edges.Last = max(c.edges.Last, h.Timeline)
+	s.Table, s.RestorePoints = summary.NewTable(), nil
+	// Whether all changes are in it is not what is asked here.
+	s.Doubts = 0
+	return s
 }
 
-func (c *pageChain) Edges() Edges {
-	e := c.edges
-	room := uint32(postgres.WALBlockSize - shortHeader)
-	rest := uint32(0)
-	if c.last.Flags&postgres.PageContRecord != 0 {
-		rest = c.last.RemLen
+// add takes the next segment and says why it cannot follow the one before, if
+// that is there, or what is wrong with its own end.
+func (c *chain) add(seg postgres.Segment, s *summary.Summary) error {
+	follows := c.merger != nil && c.before.Next() == seg
+	c.before = seg
+	if s == nil {
+		c.merger = nil
+		return nil
 	}
-	switch {
-	case c.last.Empty(): // behind a switch
-		e.Known = true
-	case rest > room:
-		e.Rest, e.Known = rest-room, true
-	case rest+7 >= room: // records are aligned to 8 bytes: it fills the page
-		e.Known = true
+	if _, ok := c.kept[seg]; ok {
+		c.kept[seg] = s
 	}
-	return e
+	if !follows {
+		c.merger = summary.NewMerger()
+		if parent := c.kept[c.forks[seg]]; parent != nil {
+			// It was judged when its turn came.
+			_ = c.merger.Add(parent)
+		}
+	}
+	err := c.merger.Add(s)
+	c.merger.Forget()
+	if err != nil {
+		c.merger = summary.NewMerger()
+		if again := c.merger.Add(s); again != nil {
+			c.merger = nil
+		}
+		var broken *summary.ChainError
+		if errors.As(err, &broken) && broken.Doubt {
+			err = nil
+		}
+	}
+	if s.Ending == xlog.NotOwn {
+		err = errors.Join(err, errUnfinished)
+	}
+	return err
 }
+
+// lost forgets the segment before: what comes next is not joined.
+func (c *chain) lost() { c.merger = nil }
+
+// errUnfinished is that a segment does not hold records to its end.
+var errUnfinished = errors.New("its records end, or are damaged, before the segment ends")

@@ -12,6 +12,7 @@ import (
 	"walagent/internal/postgres"
 	"walagent/internal/repo"
 	"walagent/internal/storage"
+	"walagent/internal/summary"
 )
 
 // DeepOptions say how objects are read.
@@ -32,20 +33,21 @@ type reading struct {
 	backups []*repo.Backup
 	opts    DeepOptions
 
-	needs  [][]Span // of each of the backups
-	before *outcome // the segment before, to which the next one is joined
+	needs [][]Span // of each of the backups
+	chain *chain
 }
 
 // outcome is what was found out about one object.
 type outcome struct {
-	object repo.WALObject
-	edges  Edges
-	err    error
+	object  repo.WALObject
+	summary *summary.Summary // of a segment
+	err     error
 }
 
 // run reads all; its error ends the verification: no identity fits, or ctx has
 // ended.
 func (d *reading) run(ctx context.Context) error {
+	d.chain = newChain(d.survey)
 	for _, b := range d.backups {
 		spans, err := d.survey.needs(b)
 		if err != nil {
@@ -111,10 +113,12 @@ func (d *reading) read(ctx context.Context, o repo.WALObject) outcome {
 	out.err = d.repo.ReadWALObject(ctx, d.place.Name, o.Key, func(raw io.Reader) error {
 		switch o.File.Kind {
 		case postgres.WALSegment, postgres.WALPartial:
-			c := &pageChain{}
-			err := d.segment(o, raw, c)
-			out.edges = c.Edges()
-			return err
+			b := summary.NewBuilder()
+			if err := d.segment(o, raw, b); err != nil {
+				return err
+			}
+			out.summary = lightened(b)
+			return nil
 		case postgres.WALHistory:
 			body, err := io.ReadAll(io.LimitReader(raw, maxText))
 			if err != nil {
@@ -133,14 +137,14 @@ func (d *reading) read(ctx context.Context, o repo.WALObject) outcome {
 // maxText bounds a history file, in bytes.
 const maxText = 1 << 20
 
-func (d *reading) segment(o repo.WALObject, raw io.Reader, joins chain) error {
+func (d *reading) segment(o repo.WALObject, raw io.Reader, records *summary.Builder) error {
 	check := postgres.NewSegmentChecker(o.File, int64(d.survey.Size), uint64(d.survey.Cluster))
 	var odd error
 	err := repo.EachChunk(raw, func(b []byte) error {
 		if odd == nil {
 			_, odd = check.Write(b)
 		}
-		_, err := joins.Write(b)
+		_, err := records.Write(b)
 		return err
 	})
 	if err != nil {
@@ -178,20 +182,15 @@ func (d *reading) take(o outcome) (answered bool) {
 // join looks whether the segment can follow the one before, if that is the
 // segment before.
 func (d *reading) join(o outcome) {
-	before := d.before
-	d.before = &o
-	if o.err != nil || before == nil || before.err != nil {
-		return
-	}
 	seg, err := o.object.File.Segment(d.survey.Size)
-	prev, perr := before.object.File.Segment(d.survey.Size)
-	if err != nil || perr != nil || prev.Next() != seg {
+	if err != nil || o.err != nil {
+		d.chain.lost()
 		return
 	}
-	if err := before.edges.Joins(o.edges); err != nil {
+	if err := d.chain.add(seg, o.summary); err != nil {
 		d.verdict.add(Finding{
 			Kind: Damaged, Repository: d.place.Name, Key: o.object.Key, Backups: d.hurt(o.object.File),
-			Err: fmt.Errorf("object %s of %s does not join %s: %w", o.object.Key, d.place.URL, before.object.File.Name, err),
+			Err: fmt.Errorf("object %s of %s cannot be replayed behind the segment before it, or not to its end: %w", o.object.Key, d.place.URL, err),
 		})
 	}
 }

@@ -5,86 +5,83 @@ import (
 	"encoding/binary"
 	"errors"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
-
-	"pgregory.net/rapid"
 
 	"walagent/internal/crypto"
 	"walagent/internal/errs"
 	"walagent/internal/postgres"
 	"walagent/internal/repo"
+	"walagent/internal/summary"
 )
 
-func edgesOf(body []byte) Edges {
-	c := &pageChain{}
-	c.Write(body)
-	return c.Edges()
+// recordsOf are those of a segment.
+func recordsOf(body []byte) *summary.Summary {
+	b := summary.NewBuilder()
+	b.Write(body)
+	return lightened(b)
 }
 
-// Segments that a server wrote one after the other join, and say what is known.
-func TestEdges(t *testing.T) {
-	pairs := map[string][2]string{
+// Segments that a server wrote one after the other follow each other, also over
+// the edge of a timeline and where a crash lost the rest of a record.
+func TestChain(t *testing.T) {
+	history, err := postgres.ParseHistory(2, fixture(t, "timeline/00000002.history"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	survey := &Survey{Size: fixtureSize, Histories: map[postgres.Timeline]postgres.History{2: history}}
+	rows := map[string][]string{
 		"pg13": {"pg13/00000001000000000000000B", "pg13/00000001000000000000000C"}, "pg14": {"pg14/00000001000000000000000C", "pg14/00000001000000000000000D"},
 		"pg15": {"pg15/00000001000000000000000B", "pg15/00000001000000000000000C"}, "pg16": {"pg16/00000001000000000000000A", "pg16/00000001000000000000000B"},
 		"pg17": {"pg17/00000001000000000000000A", "pg17/00000001000000000000000B"}, "pg18": {"pg18/00000001000000000000000B", "pg18/00000001000000000000000C"},
-		"overwritten": {"overwrite/000000010000000000000009", "overwrite/00000001000000000000000A"}, "a later timeline": {"timeline/00000002000000000000000A", "timeline/00000002000000000000000B"},
+		"overwritten": {"overwrite/000000010000000000000009", "overwrite/00000001000000000000000A"},
+		"timelines":   {"timeline/000000010000000000000009", "timeline/00000002000000000000000A", "timeline/00000002000000000000000B"},
 	}
-	for name, pair := range pairs {
-		a, b := edgesOf(fixture(t, pair[0]+".zst")), edgesOf(fixture(t, pair[1]+".zst"))
-		t.Logf("%s: %+v, %+v", name, a, b)
-		if err := a.Joins(b); err != nil || a.First == 0 || a.Last < a.First {
-			t.Errorf("%s: %v (%+v, %+v)", name, err, a, b)
+	follow := func(c *chain, name string, body []byte) error {
+		seg, err := postgres.ParseSegment(filepath.Base(name), fixtureSize)
+		if err != nil {
+			t.Fatal(err)
 		}
+		if err = c.add(seg, recordsOf(body)); err != nil && err.Error() == errUnfinished.Error() && name == rows["overwritten"][1] {
+			return nil // the fixture's last one is not finished
+		}
+		return err
 	}
-}
-
-func TestJoins(t *testing.T) {
-	for name, c := range map[string]struct {
-		a, b Edges
-		text string
-	}{
-		"not known":         {Edges{First: 1, Last: 1}, Edges{First: 1, Begins: 100}, ""},
-		"as left":           {Edges{First: 1, Last: 1, Rest: 100, Known: true}, Edges{First: 1, Begins: 100}, ""},
-		"after a switch":    {Edges{First: 1, Last: 1, Known: true}, Edges{First: 1}, ""},
-		"overwritten":       {Edges{First: 1, Last: 1, Rest: 100, Known: true}, Edges{First: 1, Overwrites: true}, ""},
-		"another length":    {Edges{First: 1, Last: 1, Rest: 100, Known: true}, Edges{First: 1, Begins: 99}, "left 100"},
-		"nothing begins":    {Edges{First: 1, Last: 1, Rest: 100, Known: true}, Edges{First: 1}, "left 100"},
-		"nothing was left":  {Edges{First: 1, Last: 1, Known: true}, Edges{First: 1, Begins: 8}, "ended by a switch"},
-		"an older timeline": {Edges{First: 1, Last: 2}, Edges{First: 1}, "timeline 1"},
-	} {
-		err := c.a.Joins(c.b)
-		if (err == nil) != (c.text == "") || err != nil && !strings.Contains(err.Error(), c.text) {
+	for name, row := range rows {
+		c := newChain(survey)
+		for _, file := range row {
+			if err := follow(c, file, fixture(t, file+".zst")); err != nil {
+				t.Errorf("%s: %s: %v", name, file, err)
+			}
+		}
+		// With another cluster's segment before it, the second does not follow.
+		c = newChain(survey)
+		other := "pg13"
+		if name == other {
+			other = "pg14"
+		}
+		if err := follow(c, row[0], fixture(t, rows[other][0]+".zst")); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if err := follow(c, row[1], fixture(t, row[1]+".zst")); err == nil {
+			t.Errorf("%s: a segment follows a foreign one", name)
+		}
+		// And of nothing it follows.
+		if c.lost(); name == "timelines" {
+			c = newChain(survey) // which remembers where a timeline was left
+		}
+		if err := follow(c, row[1], fixture(t, row[1]+".zst")); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-}
-
-// However the bytes are cut, the edges are the same.
-func TestEdgesChunks(t *testing.T) {
-	body := fixture(t, "pg15/00000001000000000000000B.zst")[:256<<10]
-	want := edgesOf(body)
-	rapid.Check(t, func(t *rapid.T) {
-		c := &pageChain{}
-		for rest := body; len(rest) > 0; {
-			n := min(rapid.IntRange(1, 20000).Draw(t, "n"), len(rest))
-			c.Write(rest[:n])
-			rest = rest[n:]
-		}
-		if got := c.Edges(); got != want {
-			t.Fatalf("%+v and not %+v", got, want)
-		}
-	})
-}
-
-func FuzzEdges(f *testing.F) {
-	f.Add(make([]byte, 100))
-	f.Fuzz(func(t *testing.T, body []byte) {
-		e := edgesOf(body)
-		if !e.Known && e.Rest != 0 {
-			t.Fatalf("%+v", e)
-		}
-	})
+	// What cannot be decoded joins nothing and breaks nothing.
+	c := newChain(survey)
+	body := fixture(t, rows["pg15"][0]+".zst")
+	body[0] ^= 0xff
+	if err := errors.Join(follow(c, rows["pg15"][0], body), follow(c, rows["pg15"][1], fixture(t, rows["pg15"][1]+".zst"))); err != nil {
+		t.Error(err)
+	}
 }
 
 // fixtureSize is the segment size of the fixtures.
@@ -182,7 +179,7 @@ func TestDeepContent(t *testing.T) {
 	cluster := repo.ClusterID(binary.LittleEndian.Uint64(a[24:]))
 	later := func(b []byte) []byte {
 		b = append([]byte{}, b...)
-		binary.LittleEndian.PutUint32(b[16:], edgesOf(b).Begins+1)
+		binary.LittleEndian.PutUint32(b[16:], binary.LittleEndian.Uint32(b[16:])+1)
 		b[2] |= byte(postgres.PageContRecord)
 		return b
 	}
@@ -190,9 +187,9 @@ func TestDeepContent(t *testing.T) {
 		first, second []byte
 		text          string
 	}{
-		"misnamed": {b, a, "is not what its name says"},
-		// Its last page says that it was switched there.
-		"a broken chain": {append(append([]byte{}, a[:len(a)-8192]...), make([]byte, 8192)...), later(b), "does not join " + first},
+		"misnamed":          {b, a, "is not what its name says"},
+		"a broken chain":    {a, later(b), "cannot be replayed behind"},
+		"an unfinished end": {append(append([]byte{}, a[:len(a)/2]...), make([]byte, len(a)/2)...), b, "cannot be replayed behind"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newStored(t, repo.Keys{})

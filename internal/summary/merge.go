@@ -13,6 +13,8 @@ type ChainError struct {
 	At     postgres.LSN // start of the segment where this was found
 	Reason string
 	Err    error // the cause; may be nil
+	// Doubt: the WAL goes on, but its changes are not all known.
+	Doubt bool
 }
 
 // Error says where and why.
@@ -59,6 +61,10 @@ func (m *Merger) Add(s *Summary) error {
 // Table is what all records do that lie wholly in the segments until now.
 func (m *Merger) Table() *Table { return m.table }
 
+// Forget empties the table and the list of restore points, for a caller who only
+// asks whether the WAL goes on.
+func (m *Merger) Forget() { m.table, m.points = NewTable(), nil }
+
 // End is the LSN up to which no record is missing in the table. It is 0 before
 // the first summary.
 func (m *Merger) End() postgres.LSN {
@@ -82,7 +88,7 @@ func (m *Merger) RestorePoints() []Commit { return m.points }
 
 func (m *Merger) add(s *Summary) error {
 	if reason := m.unfit(s); reason != "" {
-		return &ChainError{At: s.Start, Reason: reason}
+		return &ChainError{At: s.Start, Reason: reason, Doubt: s.Doubts != 0}
 	}
 	if err := m.join(s); err != nil {
 		return err
@@ -163,7 +169,7 @@ func (m *Merger) join(s *Summary) error {
 	}
 	m.last = r.LSN
 	if m.apply(r, s.Major); m.doubts != 0 {
-		return &ChainError{At: s.Start, Reason: m.doubts.String(), Err: m.problem}
+		return &ChainError{At: s.Start, Reason: m.doubts.String(), Err: m.problem, Doubt: true}
 	}
 	return nil
 }
