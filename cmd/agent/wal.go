@@ -61,7 +61,9 @@ directory.`,
 				return err
 			}
 			w := a.pushWorker(cmd, cfg, args[0])
-			p.Worker = w.ask
+			if !alone {
+				p.Worker = w.ask
+			}
 			if err := archiver.Push(ctx, args[0]); err != nil {
 				return err
 			}
