@@ -74,7 +74,7 @@ func (a *app) root() *cobra.Command {
 		&cobra.Group{ID: "setup", Title: "Setting up:"},
 	)
 	root.AddCommand(
-		a.walPush(), a.walFetch(),
+		a.walPush(), a.walFetch(), a.walReceive(),
 		a.backupPush(), a.backupFetch(), a.backupList(), a.backupShow(),
 		a.repoCommand(), a.keygen(), a.configCommand(), a.check(), a.versionCommand(),
 	)
