@@ -122,7 +122,7 @@ func workContext(ctx context.Context) (context.Context, context.CancelFunc) {
 type receiver struct {
 	Options
 	store   *store
-	cluster repo.ClusterID // 0: not known yet
+	cluster repo.ClusterID   // 0: not known yet
 	behind  postgres.Segment // where to go on behind a gap that was allowed; else zero
 }
 

@@ -67,8 +67,8 @@ func (c ClusterID) streamPrefix(t postgres.Timeline) string {
 	return fmt.Sprintf("%sstream/%08X/", c.prefix(), uint32(t))
 }
 
-func (c ClusterID) backupPrefix() string  { return c.prefix() + "backup/" }
-func (c ClusterID) claimPrefix() string   { return c.prefix() + "claim/" }
+func (c ClusterID) backupPrefix() string { return c.prefix() + "backup/" }
+func (c ClusterID) claimPrefix() string  { return c.prefix() + "claim/" }
 
 func (c ClusterID) backupDir(name BackupName) string {
 	return c.backupPrefix() + string(name) + "/"

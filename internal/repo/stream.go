@@ -128,7 +128,7 @@ func StreamChain(ranges []StreamRange, start postgres.LSN) (chain []StreamRange,
 }
 
 // ReadStreamed puts a segment together from its stored ranges and lets use take
-// the whole of it: the bytes up to reach, and zeros behind. That no range begins
+// its bytes up to reach, as far as there is no hole. That no range begins
 // with the segment is storage.ErrNotExist. Ranges that overlap must agree, else
 // it is a Conflict: two servers wrote one timeline. What does not fit into
 // memory is kept in the spool directory meanwhile.
@@ -151,15 +151,7 @@ func (r *Repository) ReadStreamed(ctx context.Context, cluster ClusterID, seg po
 		return err
 	}
 	have := io.NewSectionReader(a.spool.readerAt(), 0, int64(reach-start))
-	return use(io.MultiReader(have, io.LimitReader(zeros{}, int64(seg.End(size)-reach))), reach)
-}
-
-// zeros is what is behind the end of the WAL.
-type zeros struct{}
-
-func (zeros) Read(p []byte) (int, error) {
-	clear(p)
-	return len(p), nil
+	return use(have, reach)
 }
 
 // assembly is a segment that is put together.
