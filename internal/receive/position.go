@@ -102,7 +102,26 @@ func afterLast(ctx context.Context, repository *repo.Repository, s *server) (seg
 			seg = hole
 		}
 	}
+	if !found {
+		return onlyStreamed(ctx, repository, s)
+	}
 	return seg, found, nil
+}
+
+// onlyStreamed is the segment that was begun, where none is whole yet.
+func onlyStreamed(ctx context.Context, repository *repo.Repository, s *server) (seg postgres.Segment, found bool, err error) {
+	path := s.path()
+	for i := len(path) - 1; i >= 0; i-- {
+		until, ok := path.SwitchPoint(path[i].Timeline)
+		if !ok {
+			until = math.MaxUint64
+		}
+		seg, found, err = repository.LastStreamed(ctx, s.cluster, path[i].Timeline, until, s.segmentSize)
+		if found || err != nil {
+			return seg, found, err
+		}
+	}
+	return seg, false, nil
 }
 
 // skipGap decides what happens when the server has no more the WAL that comes

@@ -18,7 +18,7 @@ import (
 // How often the loop looks whether a status is due, and how often one is sent
 // in any case: a server cuts off who is silent for wal_sender_timeout.
 const (
-	tickEvery   = 250 * time.Millisecond
+	tickEvery   = 200 * time.Millisecond
 	statusEvery = time.Second
 	// replyPause is between two replies that say the same: a server that shuts
 	// down asks again as soon as it is answered.
@@ -325,7 +325,12 @@ func (s *streaming) answer() {
 	since := s.Now().Sub(s.replied)
 	news := s.said != [2]postgres.LSN{s.received, s.durable}
 	advanced := s.said[1] != s.durable
-	if !advanced && since < statusEvery && (!s.owed || !news && since < replyPause) {
+	// While nothing is read, what the server asks is not known.
+	every := statusEvery
+	if s.over || s.wholes >= maxWhole {
+		every = tickEvery
+	}
+	if !advanced && since < every && (!s.owed || !news && since < replyPause) {
 		return
 	}
 	if err := s.status(); err != nil {

@@ -318,6 +318,27 @@ func (r *Repository) LastWAL(ctx context.Context, cluster ClusterID, t postgres.
 	return last, true, nil
 }
 
+// LastStreamed is the last segment of a timeline of which ranges are stored that
+// begin before the given LSN. It lists all of the timeline's.
+func (r *Repository) LastStreamed(ctx context.Context, cluster ClusterID, t postgres.Timeline, before postgres.LSN, size postgres.SegmentSize) (last postgres.Segment, ok bool, err error) {
+	prefix := cluster.streamPrefix(t)
+	err = r.surely(func(p *place) error {
+		for info, err := range p.Bucket.List(ctx, prefix, "") {
+			if err != nil {
+				return fmt.Errorf("list streamed WAL: %w", err)
+			}
+			g, parsed := parseStreamName(t, strings.TrimPrefix(info.Key, prefix))
+			if parsed && g.Start < before {
+				seg := postgres.SegmentOf(t, g.Start, size)
+				seg.Number = max(seg.Number, last.Number)
+				last, ok = seg, true
+			}
+		}
+		return nil
+	})
+	return last, ok, err
+}
+
 // lastSegment lists the folders of a timeline, each of 4 GiB of WAL, and then
 // the last that has a segment.
 func lastSegment(ctx context.Context, p *place, cluster ClusterID, t postgres.Timeline, before postgres.LSN, size postgres.SegmentSize) (last postgres.Segment, ok bool, err error) {

@@ -146,7 +146,8 @@ func TestReceiveStops(t *testing.T) {
 	await(t, "the next connection", func() bool { return s.QueryInt(t, "SELECT count(*) FROM pg_stat_replication") == 1 })
 	s.Exec(t, "INSERT INTO t VALUES (2)")
 	stopped(t, p)
-	restart := s.QueryString(t, "SELECT restart_lsn::text FROM pg_replication_slots WHERE NOT active")
+	await(t, "the end of the slot's use", func() bool { return s.QueryInt(t, "SELECT count(*) FROM pg_replication_slots WHERE active") == 0 })
+	restart := s.QueryString(t, "SELECT restart_lsn::text FROM pg_replication_slots")
 	must(t, harness.Agent(t, s.receiverEnv(t, s.Port, "receiver"), "wal-receive", "--slot", "one", "--until-lsn", restart))
 	must(t, harness.Agent(t, s.receiverEnv(t, s.Port, "receiver"), "wal-receive", "--slot", "one", "--once"))
 	s.same(t)
@@ -292,10 +293,10 @@ func TestReceivePromotion(t *testing.T) {
 			s := newSite(t, receiving(major, map[string]string{"wal_keep_size": "1GB"}))
 			s.Exec(t, newStreamer, "CREATE TABLE t (i int, m text)")
 			dir := filepath.Join(harness.TempDir(t), "standby")
-			s.Run(t, "pg_basebackup", "-D", dir, "-R", "-c", "fast", "-X", "stream")
-			standby := harness.StartExisting(t, dir, major, nil)
+					standby := harness.StartExisting(t, dir, major, nil)
 			p := harness.StartAgent(t, s.receiverEnv(t, standby.Port, "receiver"),
 				"wal-receive", "--slot", "one", "--create-slot", "--flush-interval", "100ms")
+			defer func() { t.Log(p.Stderr()) }()
 			s.push2(t, standby, func() bool { return ended(p) })
 			s.Exec(t, "INSERT INTO t SELECT g, md5(g::text) FROM generate_series(1, 5000) g")
 			lsn := s.QueryString(t, "SELECT pg_current_wal_flush_lsn()::text")
@@ -355,9 +356,11 @@ func TestReceiveRefusals(t *testing.T) {
 
 			// The slot is dropped, and WAL goes.
 			s.Exec(t, "SELECT pg_drop_replication_slot('one')")
-			for range 6 {
+			current := s.QueryString(t, "SELECT pg_walfile_name(pg_current_wal_lsn())")
+			await(t, "the removal of "+current, func() bool {
 				s.Exec(t, "INSERT INTO t SELECT g, md5(g::text) FROM generate_series(1, 5000) g", "SELECT pg_switch_wal()", "CHECKPOINT")
-			}
+				return s.QueryInt(t, "SELECT count(*) FROM pg_ls_waldir() WHERE name = $1", current) == 0
+			})
 			hinted(t, run("--slot", "one", "--create-slot", "--once"), 9, "gap", "--allow-gap")
 			if got := must(t, run("--slot", "one", "--create-slot", "--once", "--allow-gap")).Stderr; !strings.Contains(got, "there is a gap in the archive") {
 				t.Errorf("the gap is not told:\n%s", got)
