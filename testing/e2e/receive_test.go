@@ -266,15 +266,15 @@ func TestReceiveSlowStore(t *testing.T) {
 	bucket := gw.NewBucket(t, stores.S3Bucket{})
 	fault := stores.NewFaultProxy(t, strings.TrimPrefix(gw.URL, "http://"))
 	reach := append(gw.Env(), "AWS_ENDPOINT_URL=http://"+fault.Address)
-	p := receiving(15, map[string]string{"wal_sender_timeout": "1s", "wal_keep_size": "1GB"})
+	p := receiving(15, map[string]string{"wal_sender_timeout": "3s", "wal_keep_size": "1GB"})
 	p.url, p.reach = gw.RepositoryURL(bucket, "main"), reach
 	s := newSite(t, p)
 	s.Exec(t, newStreamer, "CREATE TABLE t (i int, m text)")
 	agent := s.receiver(t)
 	s.confirmed(t)
 	pid := s.QueryInt(t, "SELECT pid FROM pg_stat_replication")
-	fault.Latency(t, 3*time.Second)
-	s.Exec(t, "INSERT INTO t SELECT g, md5(g::text) FROM generate_series(1, 60000) g") // more than may wait
+	fault.Latency(t, 4*time.Second)
+	s.Exec(t, "INSERT INTO t SELECT g, md5(g::text) FROM generate_series(1, 40000) g") // more than may wait
 	s.confirmed(t)
 	if now := s.QueryInt(t, "SELECT pid FROM pg_stat_replication"); now != pid {
 		t.Errorf("it had to connect again:\n%s", agent.Stderr())
@@ -292,12 +292,12 @@ func TestReceivePromotion(t *testing.T) {
 			t.Parallel()
 			s := newSite(t, receiving(major, map[string]string{"wal_keep_size": "1GB"}))
 			s.Exec(t, newStreamer, "CREATE TABLE t (i int, m text)")
-			dir := filepath.Join(harness.TempDir(t), "standby")
-					standby := harness.StartExisting(t, dir, major, nil)
-			p := harness.StartAgent(t, s.receiverEnv(t, standby.Port, "receiver"),
+			first := s.receiver(t)
+			s.push(t)
+			stopped(t, first)
+			standby := s.standby(t, major)
+			p := harness.StartAgent(t, s.receiverEnv(t, standby.Port, "beside"),
 				"wal-receive", "--slot", "one", "--create-slot", "--flush-interval", "100ms")
-			defer func() { t.Log(p.Stderr()) }()
-			s.push2(t, standby, func() bool { return ended(p) })
 			s.Exec(t, "INSERT INTO t SELECT g, md5(g::text) FROM generate_series(1, 5000) g")
 			lsn := s.QueryString(t, "SELECT pg_current_wal_flush_lsn()::text")
 			await(t, "the standby's WAL", func() bool {
@@ -321,13 +321,18 @@ func TestReceivePromotion(t *testing.T) {
 	}
 }
 
-// push2 takes a backup of the primary while its WAL comes by a standby.
-func (s *site) push2(t *testing.T, standby *harness.Server, gone func() bool) {
+// standby restores the newest backup as a standby of the server.
+func (s *site) standby(t testing.TB, major int) *harness.Server {
 	t.Helper()
-	await(t, "the receiver", func() bool {
-		return gone() || standby.QueryInt(t, "SELECT count(*) FROM pg_stat_replication WHERE application_name = 'agent'") == 1
-	})
-	s.push(t)
+	dir := filepath.Join(harness.TempDir(t), "standby")
+	must(t, s.restore(t, dir))
+	if err := os.Remove(filepath.Join(dir, "recovery.signal")); err != nil {
+		t.Fatal(err)
+	}
+	writeFile(t, filepath.Join(dir, "standby.signal"), nil)
+	return harness.StartExisting(t, dir, major, map[string]string{
+		"primary_conninfo": fmt.Sprintf("host=127.0.0.1 port=%d user=streamer", s.Port),
+	}, s.elsewhere()...)
 }
 
 // TestReceiveRefusals says what is wrong, and what to do.
