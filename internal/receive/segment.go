@@ -59,27 +59,27 @@ func (f *segmentFile) close() error { return f.file.Close() }
 
 // chain decides what the next range is. Most hold just what is new; but a
 // recovery fetches each of them, so that from time to time one begins with the
-// segment again and takes the place of all before it. As it has to be at least
-// twice as long as the one before, no byte is stored more than about three
-// times, but for trickles.
+// segment again and takes the place of all before it. As it is then longer than
+// the last such one by a factor, no byte is stored more than a few times.
 type chain struct {
 	end   postgres.LSN // of what is stored or under way
 	base  int64        // bytes of the last range that began with the segment
 	since int          // ranges behind it
 }
 
-// Ranges behind the last whole one: from the first number on if there is as much
-// to gain as to store again, from the second on in any case.
+// So many ranges behind the one that began with the segment are many, at which
+// the segment must have doubled for another, and too many, at which a quarter
+// more is enough.
 const (
-	manyRanges = 128
-	mostRanges = 1024
+	manyRanges    = 128
+	tooManyRanges = 1024
 )
 
 // next is the range up to the LSN to, in a segment that begins at start.
 func (c *chain) next(t postgres.Timeline, start, to postgres.LSN) repo.StreamRange {
 	g := repo.StreamRange{Timeline: t, Start: c.end, End: to}
 	whole := int64(to - start)
-	if c.since >= mostRanges || c.since >= manyRanges && whole >= 2*c.base {
+	if c.since >= manyRanges && whole >= 2*c.base || c.since >= tooManyRanges && 4*whole >= 5*c.base {
 		g.Start = start
 	}
 	if c.since++; g.Start == start {
