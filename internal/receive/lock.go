@@ -52,12 +52,13 @@ func pinCluster(stateDir, slot string, cluster repo.ClusterID) error {
 	body, err := os.ReadFile(path)
 	if err == nil {
 		pinned, err := strconv.ParseUint(strings.TrimSpace(string(body)), 10, 64)
-		if err == nil && repo.ClusterID(pinned) != cluster {
-			err = fmt.Errorf("%w If that is wanted, remove %s", foreignServer(repo.ClusterID(pinned), cluster), path)
-		} else if err != nil {
-			err = errs.Wrap(err, errs.Config, "Remove it.", "read %s", path)
+		if err != nil {
+			return errs.Wrap(err, errs.Config, "Remove it.", "read %s", path)
 		}
-		return err
+		if repo.ClusterID(pinned) != cluster {
+			return foreignServer(repo.ClusterID(pinned), cluster, " If it is wanted, remove "+path+".")
+		}
+		return nil
 	}
 	if !errors.Is(err, fs.ErrNotExist) {
 		return errs.State(err, "read which cluster the slot belongs to")
@@ -79,8 +80,8 @@ func pinCluster(stateDir, slot string, cluster repo.ClusterID) error {
 	return nil
 }
 
-func foreignServer(was, is repo.ClusterID) error {
+func foreignServer(was, is repo.ClusterID, more string) error {
 	return errs.New(errs.Foreign,
-		"The connection leads to a server of another cluster. Look at the connection setting, PGHOST and PGPORT, or the address behind which the server is.",
+		"The connection leads to a server of another cluster. Look at the connection setting, PGHOST and PGPORT, or the address behind which the server is."+more,
 		"the server is of cluster %s, not of %s as before", is, was)
 }

@@ -168,7 +168,7 @@ func (r *receiver) identify(ctx context.Context, c *conn) (*server, error) {
 		r.cluster = s.cluster
 	}
 	if s.cluster != r.cluster {
-		return nil, foreignServer(r.cluster, s.cluster)
+		return nil, foreignServer(r.cluster, s.cluster, "")
 	}
 	if s.timeline > 1 {
 		if s.history, err = r.archiveHistory(ctx, c, s.timeline); err != nil {

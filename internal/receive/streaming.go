@@ -120,7 +120,7 @@ func (s *streaming) run(ctx, work context.Context) (end *timelineEnd, err error)
 	if s.closed {
 		return nil, s.cause
 	}
-	if err := s.status(); err != nil {
+	if err := s.status(ctx); err != nil {
 		return nil, err
 	}
 	if s.end == nil {
@@ -160,7 +160,7 @@ func (s *streaming) loop(ctx context.Context, messages <-chan message) error {
 			asked = nil
 			s.over, s.urgent = true, true
 		}
-		s.answer()
+		s.answer(ctx)
 	}
 }
 
@@ -318,7 +318,7 @@ func (s *streaming) upload(ctx context.Context) {
 }
 
 // answer sends a status if one is due.
-func (s *streaming) answer() {
+func (s *streaming) answer(ctx context.Context) {
 	if s.closed {
 		return
 	}
@@ -333,7 +333,7 @@ func (s *streaming) answer() {
 	if !advanced && since < every && (!s.owed || !news && since < replyPause) {
 		return
 	}
-	if err := s.status(); err != nil {
+	if err := s.status(ctx); err != nil {
 		s.fail(err)
 	}
 }
@@ -341,8 +341,8 @@ func (s *streaming) answer() {
 // status tells the server how far WAL has come and how far it is durable. Apply
 // is the same as flush, so that synchronous_commit = remote_apply does not wait
 // for ever.
-func (s *streaming) status() error {
-	err := pglogrepl.SendStandbyStatusUpdate(context.Background(), s.conn.pg, pglogrepl.StandbyStatusUpdate{
+func (s *streaming) status(ctx context.Context) error {
+	err := pglogrepl.SendStandbyStatusUpdate(ctx, s.conn.pg, pglogrepl.StandbyStatusUpdate{
 		WALWritePosition: pglogrepl.LSN(s.received), WALFlushPosition: pglogrepl.LSN(s.durable), WALApplyPosition: pglogrepl.LSN(s.durable),
 		ClientTime: s.Now(),
 	})

@@ -288,13 +288,14 @@ func (r *Repository) streamHash(ctx context.Context, key string) (sum [32]byte, 
 		if err = errors.Join(err, body.Close()); err != nil {
 			return err
 		}
-		ok := false
-		if sum, ok, err = headHash(head); err != nil {
+		found, ok, err := headHash(head)
+		if err == nil && !ok {
+			err = errNoHash
+		}
+		if err != nil {
 			return s.damaged(err, key)
 		}
-		if !ok {
-			return s.damaged(errNoHash, key)
-		}
+		sum = found
 		return nil
 	})
 	return sum, err
