@@ -26,13 +26,18 @@ func receiving(major int, conf map[string]string) plan {
 }
 
 // receiverEnv is the environment of a receiver on another host: it reaches the
-// server as a role that has REPLICATION alone, and has no data directory.
+// server as a role that has REPLICATION alone, has no data directory, and no key
+// that opens what it stores.
 func (s *site) receiverEnv(t testing.TB, port int, state string) []string {
 	t.Helper()
-	return append([]string{
+	env := append([]string{
 		s.where(), "AGENT_STATE_DIR=" + filepath.Join(s.base, state),
 		"PGHOST=127.0.0.1", "PGPORT=" + strconv.Itoa(port), "PGUSER=streamer", "PGDATABASE=postgres",
 	}, s.reach...)
+	if s.recipient != "" {
+		env = append(env, "AGENT_RECIPIENTS="+s.recipient)
+	}
+	return env
 }
 
 // receiver starts wal-receive with the slot "one", which is made if need be.
@@ -109,7 +114,9 @@ func TestReceive(t *testing.T) {
 	for _, major := range []int{13, 15, 18} {
 		t.Run(strconv.Itoa(major), func(t *testing.T) {
 			t.Parallel()
-			s := newSite(t, receiving(major, map[string]string{"wal_keep_size": "1GB"}))
+			plan := receiving(major, map[string]string{"wal_keep_size": "1GB"})
+			plan.sealed = major == 18
+			s := newSite(t, plan)
 			s.Exec(t, newStreamer, "CREATE TABLE t (i int, m text)")
 			p := s.receiver(t)
 			s.push(t) // its WAL is there, or it would not end
