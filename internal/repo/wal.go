@@ -53,7 +53,20 @@ func (r *Repository) PutWAL(ctx context.Context, cluster ClusterID, f postgres.W
 			return false, err
 		}
 	}
-	key := cluster.WALKey(f, b.sum)
+	existed, err = r.putHashed(ctx, cluster.WALKey(f, b.sum), b.sum, body)
+	if err != nil && (isOutage(err) || ctx.Err() != nil) {
+		if turn == nil {
+			b.keep(body)
+		}
+	} else {
+		b.forget()
+	}
+	return existed, err
+}
+
+// putHashed stores an object that carries the hash of its raw bytes wherever it
+// must be. That it is there already is success if it carries the same hash.
+func (r *Repository) putHashed(ctx context.Context, key string, sum [32]byte, body *walBody) (existed bool, err error) {
 	var there atomic.Bool
 	err = r.everywhere(ctx, key, func(ctx context.Context, p *place) error {
 		_, err := p.Bucket.Put(ctx, key, body, storage.PutOptions{SHA256: body.sum, Lock: p.lock(r.now())})
@@ -62,15 +75,8 @@ func (r *Repository) PutWAL(ctx context.Context, cluster ClusterID, f postgres.W
 		}
 		there.Store(true)
 		exists := err
-		return r.readFrom(ctx, []*place{p}, key, expected, func(s source) error { return s.sameAsStored(ctx, key, b.sum, exists) })
+		return r.readFrom(ctx, []*place{p}, key, expected, func(s source) error { return s.sameAsStored(ctx, key, sum, exists) })
 	})
-	if err != nil && (isOutage(err) || ctx.Err() != nil) {
-		if turn == nil {
-			b.keep(body)
-		}
-	} else {
-		b.forget()
-	}
 	return there.Load(), err
 }
 

@@ -80,6 +80,11 @@ func (b *walBuilder) made(src io.ReadSeeker, size int64) (*walBody, error) {
 		}
 		b.check = passed{}
 	}
+	return b.fresh(src, size)
+}
+
+// fresh makes the object.
+func (b *walBuilder) fresh(src io.ReadSeeker, size int64) (*walBody, error) {
 	if size <= walInMemory {
 		body, err := b.inMemory(src, size)
 		return &walBody{Source: body, Closer: noClose{}}, err

@@ -32,7 +32,7 @@ func left(c *candidate, err error) (leaving, bool, error) {
 	if c.name.Kind != postgres.WALSegment || !errors.As(err, &torn) || !errors.Is(err, postgres.ErrTorn) {
 		return leaving{}, false, nil
 	}
-	all, err := leavings(c.name, c.file, c.info.Size())
+	all, err := leavings(c.name, filepath.Dir(c.file.Name()), c.info.Size())
 	if err != nil {
 		return leaving{}, false, err
 	}
@@ -53,16 +53,15 @@ func leftBefore(all []leaving, offset, size int64) (leaving, bool) {
 
 // leavings lists where the histories beside a segment leave its timeline
 // inside it.
-func leavings(name postgres.WALFile, file *os.File, bytes int64) ([]leaving, error) {
+func leavings(name postgres.WALFile, dir string, bytes int64) ([]leaving, error) {
 	size := postgres.SegmentSize(min(bytes, int64(postgres.MaxSegmentSize)))
-	if !size.Valid() {
+	if dir == "" || !size.Valid() {
 		return nil, nil
 	}
 	segment, err := name.Segment(size)
 	if err != nil {
 		return nil, fmt.Errorf("look for what left the timeline: %w", err)
 	}
-	dir := filepath.Dir(file.Name())
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, fmt.Errorf("look for what left the timeline: %w", err)
@@ -100,7 +99,7 @@ func (p *Pusher) putLeft(ctx context.Context, c *candidate, l leaving, turn func
 	if _, err := c.file.Seek(0, io.SeekStart); err != nil {
 		return fmt.Errorf("read %s again: %w", c.name.Name, err)
 	}
-	partial.check = newSegmentCheck(postgres.NewSegmentChecker(partial.name, c.info.Size(), uint64(c.cluster)), partial.name, c.file)
+	partial.check = newSegmentCheck(partial.name, c.info.Size(), c.cluster, c.file, "")
 	p.Log.Info("archiving an unfinished segment as partial: its timeline was left inside it",
 		"wal", c.name.Name, "timeline", uint32(l.to), "switch_lsn", l.at.String())
 	return p.put(ctx, &partial, turn)

@@ -203,7 +203,7 @@ func (p *Pusher) identify(name postgres.WALFile, file *os.File, size int64, owne
 		if _, err := file.ReadAt(head, 0); err != nil {
 			return 0, nil, errs.Wrap(err, errs.Damaged, segmentHint, "%s is not a whole WAL segment", name.Name)
 		}
-		check := postgres.NewSegmentChecker(name, size, uint64(known))
+		check := newSegmentCheck(name, size, known, file, filepath.Dir(file.Name()))
 		if known == 0 {
 			h, err := postgres.ParsePageHeader(head)
 			if err != nil {
@@ -211,7 +211,7 @@ func (p *Pusher) identify(name postgres.WALFile, file *os.File, size int64, owne
 			}
 			known = repo.ClusterID(h.SystemID)
 		}
-		return known, newSegmentCheck(check, name, file), nil
+		return known, check, nil
 	}
 	if known == 0 {
 		return 0, nil, errs.New(errs.Usage,

@@ -4,11 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 
 	"walagent/internal/errs"
 	"walagent/internal/postgres"
 	"walagent/internal/postgres/xlog"
+	"walagent/internal/repo"
 	"walagent/internal/summary"
 )
 
@@ -17,14 +17,15 @@ import (
 type segmentCheck struct {
 	*postgres.SegmentChecker
 	name    postgres.WALFile
-	file    *os.File
+	file    io.ReaderAt
+	dir     string           // the pg_wal that it lies in; "": none
 	builder *summary.Builder // nil: of a partial segment
 	sum     [32]byte
 	damage  string // a record that recovery will stop at
 }
 
-func newSegmentCheck(check *postgres.SegmentChecker, name postgres.WALFile, file *os.File) *segmentCheck {
-	c := &segmentCheck{SegmentChecker: check, name: name, file: file}
+func newSegmentCheck(name postgres.WALFile, size int64, cluster repo.ClusterID, file io.ReaderAt, dir string) *segmentCheck {
+	c := &segmentCheck{SegmentChecker: postgres.NewSegmentChecker(name, size, uint64(cluster)), name: name, file: file, dir: dir}
 	if name.Kind == postgres.WALSegment {
 		c.builder = summary.NewBuilder()
 	}
@@ -76,14 +77,14 @@ func (c *segmentCheck) ending() error {
 		Name: c.name.Name, Offset: offset, Field: "its WAL ends before the segment does", Err: postgres.ErrTorn,
 		Expected: "a switch to the next segment", Seen: "none",
 	}
-	empty, err := zeros(io.NewSectionReader(c.file, offset, size-offset))
+	empty, err := onlyZeros(io.NewSectionReader(c.file, offset, size-offset))
 	if err != nil {
 		return err
 	}
 	if empty {
 		return refused
 	}
-	all, err := leavings(c.name, c.file, size)
+	all, err := leavings(c.name, c.dir, size)
 	if err != nil {
 		return err
 	}
@@ -94,8 +95,8 @@ func (c *segmentCheck) ending() error {
 	return nil
 }
 
-// zeros reports whether all that r yields is zero.
-func zeros(r io.Reader) (bool, error) {
+// onlyZeros reports whether all that r yields is zero.
+func onlyZeros(r io.Reader) (bool, error) {
 	buf := make([]byte, 64<<10)
 	for {
 		n, err := r.Read(buf)
