@@ -63,6 +63,7 @@ func (s *server) switched(ctx context.Context, l *list) (postgres.Segment, bool)
 		reason = "there is no connection to the server"
 	case s.info.InRecovery:
 		reason = "the server is a standby, where WAL cannot be switched"
+	case s.info.Received:
 	case s.info.ArchiveMode == "off":
 		reason = "archive_mode is off"
 	case command == "" && s.info.ArchiveLibrary == "":

@@ -136,6 +136,8 @@ func (s *server) archiveMode(l *list) {
 	i := s.info
 	facts := Facts{Value: i.ArchiveMode}
 	switch {
+	case i.ArchiveMode == "off" && i.Received:
+		l.ok(ServerArchiveMode, "", facts, "archive_mode is off, and WAL is streamed from a slot")
 	case i.ArchiveMode != "off":
 		l.ok(ServerArchiveMode, "", facts, "archive_mode is %s", i.ArchiveMode)
 	case i.InRecovery:

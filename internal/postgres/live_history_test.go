@@ -46,7 +46,15 @@ func TestLiveHistoryStoppedBeforeTarget(t *testing.T) {
 		s.WaitRecovered(t)
 		return s
 	}
-	recoverTo("late", "1").Stop(t)
+	second := recoverTo("late", "1")
+	// The archiver may only just have been started.
+	history := filepath.Join(archive, "00000002.history")
+	for _, err := os.Stat(history); err != nil; _, err = os.Stat(history) {
+		if !second.Running() {
+			t.Fatal("the server ended before it archived its history")
+		}
+	}
+	second.Stop(t)
 	third := recoverTo("early", "2")
 	data, err := os.ReadFile(filepath.Join(third.DataDir, "pg_wal", "00000003.history"))
 	if err != nil {

@@ -28,7 +28,7 @@ func (i Info) RequirePrivileges() error {
 // Preflight collects what in the server's settings stands in the way of a
 // backup with archived WAL: all of it in one *errs.Error of Kind Server, or nil.
 // On a standby the WAL is archived by the primary, whose settings cannot be
-// seen, so there archive_mode is not looked at.
+// seen, so there archive_mode is not looked at; nor is it where WAL is received.
 func Preflight(info Info) error {
 	var problems, hints []string
 	add := func(hint, format string, args ...any) {
@@ -49,8 +49,10 @@ func Preflight(info Info) error {
 		add("Set full_page_writes = on on the primary and wait for the next restartpoint.",
 			"the standby replayed WAL that was written with full_page_writes = off")
 	case info.InRecovery:
+	case info.Received:
+		// Its WAL may come by agent wal-receive; the backup waits for it.
 	case info.ArchiveMode == "off":
-		add("Set archive_mode = on and an archive_command that calls agent wal-push, and restart the server.", "archive_mode is off")
+		add("Set archive_mode = on and an archive_command that calls agent wal-push, and restart the server; or run agent wal-receive.", "archive_mode is off, and nobody receives WAL")
 	case info.ArchiveCommand == "" && info.ArchiveLibrary == "":
 		add("Set an archive_command that calls agent wal-push and reload the server.", "archive_mode is on, but archive_command is empty, so WAL piles up in pg_wal")
 	}

@@ -27,6 +27,7 @@ func TestPreflight(t *testing.T) {
 		{"library", func(i *Info) { i.ArchiveCommand = ""; i.ArchiveLibrary = "basic_archive" }, nil, nil},
 		{"standby", func(i *Info) { i.InRecovery = true; i.ArchiveMode = "off" }, nil, nil},
 		{"full_page_writes comes by itself on a primary", func(i *Info) { i.FullPageWrites = false }, nil, nil},
+		{"received", func(i *Info) { i.ArchiveMode = "off"; i.Received = true }, nil, nil},
 		{"no archiving", func(i *Info) { i.ArchiveMode = "off"; i.ArchiveCommand = "" }, []string{"archive_mode is off"}, []string{"archive_mode = on", "restart"}},
 		{"no command", func(i *Info) { i.ArchiveCommand = "" }, []string{"archive_command is empty"}, []string{"reload"}},
 		{

@@ -35,6 +35,7 @@ type Info struct {
 
 	WALLevel       string // minimal, replica, logical
 	ArchiveMode    string // off, on, always
+	Received       bool   // somebody streams WAL from a physical slot, as agent wal-receive does
 	ArchiveCommand string // empty when archive_mode is off: the server hides it then
 	ArchiveLibrary string // 15 and newer
 	SummarizeWAL   bool   // 17 and newer
@@ -86,6 +87,9 @@ func (s *Server) Info(ctx context.Context) (Info, error) {
 	}
 	if info.BackupDenied, err = s.backupDenied(ctx); err != nil {
 		return Info{}, err
+	}
+	if err := s.row(ctx, `SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_type = 'physical' AND active)`, nil, &info.Received); err != nil {
+		return Info{}, serverError(err, "read the replication slots", "")
 	}
 	info.Archiver, err = s.ArchiverStats(ctx)
 	return info, err

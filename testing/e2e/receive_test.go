@@ -3,6 +3,7 @@ package e2e_test
 import (
 	"context"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -22,7 +23,9 @@ import (
 // receiving is a plan for a server whose WAL only wal-receive brings into the
 // repository.
 func receiving(major int, conf map[string]string) plan {
-	return plan{command: "/bin/true", Options: harness.Options{Major: major, WALSegSizeMB: 1, Conf: conf}}
+	all := map[string]string{"archive_mode": "off"}
+	maps.Copy(all, conf)
+	return plan{Options: harness.Options{Major: major, WALSegSizeMB: 1, Conf: all}}
 }
 
 // receiverEnv is the environment of a receiver on another host: it reaches the
@@ -119,6 +122,7 @@ func TestReceive(t *testing.T) {
 			s := newSite(t, plan)
 			s.Exec(t, newStreamer, "CREATE TABLE t (i int, m text)")
 			p := s.receiver(t)
+			s.confirmed(t)
 			s.push(t) // its WAL is there, or it would not end
 			s.Exec(t, "INSERT INTO t SELECT g, md5(g::text) FROM generate_series(1, 30000) g")
 			s.confirmed(t)
@@ -221,6 +225,7 @@ func TestReceiveSynchronous(t *testing.T) {
 			s := newSite(t, receiving(major, map[string]string{"wal_keep_size": "1GB"}))
 			s.Exec(t, newStreamer, "CREATE TABLE t (i int)")
 			p := s.receiver(t, "--synchronous")
+			s.confirmed(t)
 			s.push(t)
 			s.Exec(t, "ALTER SYSTEM SET synchronous_standby_names = 'agent'")
 			s.Exec(t, "ALTER SYSTEM SET synchronous_commit = 'remote_apply'")
