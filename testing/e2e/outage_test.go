@@ -62,7 +62,7 @@ func (s *site) goesOn(t *testing.T, why string, begin, end func(), env ...string
 // recovery: PostgreSQL stops, and loses nothing by it.
 func TestRecoveryGoesOn(t *testing.T) {
 	t.Parallel()
-	for _, major := range []int{13, 15, 18} {
+	for _, major := range []int{13, 18} {
 		s, middle := recoverable(t, plan{Options: harness.Options{Major: major}})
 		object := s.walObject(t, middle)
 		whole := readFile(t, object)
