@@ -74,8 +74,8 @@ func (a *app) root() *cobra.Command {
 		&cobra.Group{ID: "setup", Title: "Setting up:"},
 	)
 	root.AddCommand(
-		a.walPush(), a.walPushWorker(), a.walFetch(), a.walPrefetch(),
-		a.backupPush(), a.backupFetch(), a.backupList(), a.backupShow(),
+		a.walPush(), a.walPushWorker(), a.walFetch(), a.walPrefetch(), a.walReceive(),
+		a.backupPush(), a.backupFetch(), a.backupList(), a.backupShow(), a.walShow(), a.walVerify(),
 		a.repoCommand(), a.keygen(), a.configCommand(), a.check(), a.versionCommand(),
 	)
 	root.SetHelpCommandGroupID("setup")

@@ -38,6 +38,8 @@ type opening struct {
 	// patience is how long a repository that cannot be reached is tried, where
 	// there are others; 0: as long as if it were the only one.
 	patience time.Duration
+	// brief is that patience holds for an only one, too: it is to be told soon.
+	brief bool
 }
 
 // patience of the commands where another repository can stand in.
@@ -91,7 +93,7 @@ func (a *app) places(ctx context.Context, cfg *config.Config, how opening) ([]re
 		}
 		switch {
 		case err == nil:
-			p.Bucket = a.decorated(cfg, r, base, how, several)
+			p.Bucket = a.decorated(cfg, r, base, how, several || how.brief)
 		case !several, errs.KindOf(err) == errs.Config:
 			return nil, err
 		default:

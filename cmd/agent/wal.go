@@ -8,6 +8,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"walagent/internal/backlog"
+	"walagent/internal/config"
 	"walagent/internal/errs"
 	"walagent/internal/postgres"
 	"walagent/internal/repo"
@@ -43,13 +45,15 @@ directory.`,
 			if err != nil {
 				return err
 			}
+			defer backlog.Watch{StateDir: cfg.StateDir, Log: a.log, Now: time.Now}.Tell(cmd.Context(), args[0])
 			ctx, cancel := pushDeadline(cmd.Context(), cfg.Timeout, args[0])
 			defer cancel()
 			p := &wal.Pusher{Log: a.log, Now: time.Now, StateDir: cfg.StateDir, Cluster: repo.ClusterID(cluster), Alone: alone}
+			archiver := a.archiver(cfg, p)
 			if p.Repo, err = a.open(ctx, cfg, opening{local: true}); err != nil {
 				return err
 			}
-			done, err := p.Done(ctx, args[0])
+			done, err := archiver.Done(ctx, args[0])
 			if err = errors.Join(err, p.Repo.Close()); done || err != nil {
 				return err
 			}
@@ -57,8 +61,10 @@ directory.`,
 				return err
 			}
 			w := a.pushWorker(cmd, cfg, args[0])
-			p.Worker = w.ask
-			if err := p.Push(ctx, args[0]); err != nil {
+			if !alone {
+				p.Worker = w.ask
+			}
+			if err := archiver.Push(ctx, args[0]); err != nil {
 				return err
 			}
 			if after := p.More(); after != "" {
@@ -71,6 +77,22 @@ directory.`,
 	clusterFlag(cmd, &cluster)
 	cmd.Flags().BoolVar(&alone, "no-batch", false, "archive this file alone, not what is ready behind it")
 	return cmd
+}
+
+// archiver is what archives files: with max_backlog, one that cannot be archived
+// may be given up.
+func (a *app) archiver(cfg *config.Config, p *wal.Pusher) interface {
+	Done(ctx context.Context, path string) (bool, error)
+	Push(ctx context.Context, path string) error
+} {
+	if cfg.MaxBacklog == 0 {
+		return p
+	}
+	name, err := os.Hostname()
+	if err != nil {
+		a.log.Debug("ask for the name of this host", "error", err.Error())
+	}
+	return &wal.Dropper{Pusher: p, MaxBacklog: cfg.MaxBacklog, Host: name}
 }
 
 // gapWait is how long wal-fetch waits for a segment that arrives out of order.

@@ -44,6 +44,10 @@ func (s *server) archiving(ctx context.Context, l *list, places []*probe) {
 	}
 	s.dataDirectory(ctx, l)
 	*l = append(*l, found...)
+	s.backlog(l)
+	for _, p := range places {
+		s.gap(ctx, l, p)
+	}
 }
 
 // switched makes the server end a segment. A restore point comes first, since

@@ -50,6 +50,8 @@ const (
 
 	ArchivingSwitch  Name = "archiving.switch"
 	ArchivingArrival Name = "archiving.arrival"
+	ArchivingBacklog Name = "archiving.backlog"
+	ArchivingGap     Name = "archiving.gap"
 )
 
 // Names lists all names in the order of a report.
@@ -62,7 +64,7 @@ func Names() []Name {
 		StateDirectory, StateID, StateSpace, StatePlace,
 		ServerConnection, ServerVersion, ServerRole, ServerGrants, ServerWALLevel, ServerArchiveMode, ServerFullPageWrites,
 		ServerChecksums, ServerSegmentSize, ServerSummarizeWAL, ServerArchiveCommand, ServerArchiver, ServerDataDirectory,
-		ArchivingSwitch, ArchivingArrival,
+		ArchivingSwitch, ArchivingArrival, ArchivingBacklog, ArchivingGap,
 	}
 }
 
@@ -72,32 +74,38 @@ type Fact string
 
 // The facts.
 const (
-	File             Fact = "file"              // text
-	Encrypted        Fact = "encrypted"         // boolean
-	PutMS            Fact = "put_ms"            // number
-	GetMS            Fact = "get_ms"            // number
-	Deletable        Fact = "deletable"         // boolean
-	Lockable         Fact = "lockable"          // boolean
-	LockMode         Fact = "lock_mode"         // text
-	LockSeconds      Fact = "lock_seconds"      // number
-	DefaultLock      Fact = "default_lock"      // text
-	Versioned        Fact = "versioned"         // boolean
-	SkewSeconds      Fact = "skew_seconds"      // number; positive: the store is ahead of this host
-	FreeBytes        Fact = "free_bytes"        // number
-	Objects          Fact = "objects"           // number
-	Uncounted        Fact = "uncounted"         // boolean
-	Since            Fact = "since"             // time
-	VersionNum       Fact = "version_num"       // number
-	SystemIdentifier Fact = "system_identifier" // text
-	InRecovery       Fact = "in_recovery"       // boolean
-	Value            Fact = "value"             // text
-	Waiting          Fact = "waiting"           // number
-	FailedCount      Fact = "failed_count"      // number
-	LastArchived     Fact = "last_archived"     // time
-	LastFailed       Fact = "last_failed"       // time
-	Segment          Fact = "segment"           // text
-	ElapsedSeconds   Fact = "elapsed_seconds"   // number
-	Clusters         Fact = "clusters"          // number; others than the server's
+	File             Fact = "file"                // text
+	Encrypted        Fact = "encrypted"           // boolean
+	PutMS            Fact = "put_ms"              // number
+	GetMS            Fact = "get_ms"              // number
+	Deletable        Fact = "deletable"           // boolean
+	Lockable         Fact = "lockable"            // boolean
+	LockMode         Fact = "lock_mode"           // text
+	LockSeconds      Fact = "lock_seconds"        // number
+	DefaultLock      Fact = "default_lock"        // text
+	Versioned        Fact = "versioned"           // boolean
+	SkewSeconds      Fact = "skew_seconds"        // number; positive: the store is ahead of this host
+	FreeBytes        Fact = "free_bytes"          // number
+	Objects          Fact = "objects"             // number
+	Uncounted        Fact = "uncounted"           // boolean
+	Since            Fact = "since"               // time
+	VersionNum       Fact = "version_num"         // number
+	SystemIdentifier Fact = "system_identifier"   // text
+	InRecovery       Fact = "in_recovery"         // boolean
+	Value            Fact = "value"               // text
+	Waiting          Fact = "waiting"             // number
+	FailedCount      Fact = "failed_count"        // number
+	LastArchived     Fact = "last_archived"       // time
+	LastFailed       Fact = "last_failed"         // time
+	Segment          Fact = "segment"             // text
+	ElapsedSeconds   Fact = "elapsed_seconds"     // number
+	Clusters         Fact = "clusters"            // number; others than the server's
+	WaitingBytes     Fact = "waiting_bytes"       // number
+	OldestSeconds    Fact = "oldest_seconds"      // number
+	MadePerSecond    Fact = "made_per_second"     // number; bytes
+	DonePerSecond    Fact = "archived_per_second" // number; bytes
+	FullInSeconds    Fact = "full_in_seconds"     // number
+	DroppedRanges    Fact = "dropped_ranges"      // number
 )
 
 // FactNames lists all facts.
@@ -105,6 +113,6 @@ func FactNames() []Fact {
 	return []Fact{
 		File, Encrypted, PutMS, GetMS, Deletable, Lockable, LockMode, LockSeconds, DefaultLock, Versioned, SkewSeconds, FreeBytes,
 		Objects, Uncounted, Since, VersionNum, SystemIdentifier, InRecovery, Value, Waiting, FailedCount, LastArchived, LastFailed,
-		Segment, ElapsedSeconds, Clusters,
+		Segment, ElapsedSeconds, Clusters, WaitingBytes, OldestSeconds, MadePerSecond, DonePerSecond, FullInSeconds, DroppedRanges,
 	}
 }

@@ -195,6 +195,9 @@ func (r Report) performance() string {
 		Objects:        {"behind", "", ""},
 		ElapsedSeconds: {"arrival", "s", ""},
 		Waiting:        {"waiting", "", ""},
+		WaitingBytes:   {"waiting_bytes", "B", ""},
+		OldestSeconds:  {"waiting_oldest", "s", ""},
+		FullInSeconds:  {"full_in", "s", ""},
 	}
 	var all []string
 	for _, c := range r.Checks {
@@ -203,11 +206,13 @@ func (r Report) performance() string {
 		}
 		for _, f := range slices.Sorted(maps.Keys(c.Facts)) {
 			u, ok := units[f]
-			if !ok {
+			if !ok || c.Name == ArchivingBacklog && f == Waiting { // server.archiver has told it
 				continue
 			}
 			label := u.label
 			switch {
+			case c.Name == ArchivingBacklog && f == FreeBytes:
+				label, u.limits = "pg_wal_free", ""
 			case c.Repository != "":
 				label = c.Repository + "_" + label
 			case f == FreeBytes:

@@ -57,6 +57,7 @@ type Config struct {
 	Checkpoint      string        // CheckpointFast or CheckpointSpread
 	WALTimeout      time.Duration // how long a backup waits for its WAL
 	Timeout         time.Duration // how long one wal-push may take; 0: 60s and the size of the file at 1 MB/s
+	MaxBacklog      int64         // bytes of WAL that may wait before it is dropped; 0: none is ever dropped
 	StandbyOnOutage string        // OutageWait, OutageNotFound or OutageStop
 	MaxIncrementals int           // 0 or more
 	FullEvery       time.Duration // longest time from a full backup to the end of its chain

@@ -87,13 +87,22 @@ func wholeNumber(s string) (int, error) {
 }
 
 func storeRate(field func(*Config) *int64) parser[Config] {
+	return storeSize(field, lowestRate, "that is too slow to work with (is a unit missing?)")
+}
+
+func storeBacklog(field func(*Config) *int64) parser[Config] {
+	return storeSize(field, lowestBacklog, "that is too little to tell an outage by (is a unit missing?)")
+}
+
+// storeSize takes 0, or a size that is not less than least.
+func storeSize(field func(*Config) *int64, least int64, less string) parser[Config] {
 	return func(c *Config, v value, _ string) error {
 		n, err := ParseSize(v.text())
 		if err != nil {
 			return err
 		}
-		if n != 0 && n < lowestRate {
-			return errors.New("that is too slow to work with (is a unit missing?)")
+		if n != 0 && n < least {
+			return errors.New(less)
 		}
 		*field(c) = n
 		return nil

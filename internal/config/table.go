@@ -15,6 +15,10 @@ const auto = "auto"
 // lowestRate keeps a forgotten unit ("50" for 50MB) from stopping all work.
 const lowestRate = 10_000
 
+// lowestBacklog keeps a forgotten unit from throwing WAL away: it is a handful of
+// segments.
+const lowestBacklog = 64 << 20
+
 // table is the option table: every setting, once, with all that is known
 // of it. Its order is that of the documentation.
 func table() []option {
@@ -240,6 +244,16 @@ func table() []option {
 				}
 				return FormatDuration(c.Timeout)
 			},
+		},
+		{
+			Option: Option{
+				Key: "max_backlog", Env: "AGENT_MAX_BACKLOG", Flag: "max-backlog", Type: "SIZE", Default: "0",
+				Allowed: "0 (never), or at least 64MiB: " + sizeSyntax,
+				Help:    "Dangerous: how much WAL may wait in pg_wal before wal-push drops it, to save the server from a full disk when the repository takes no WAL. What is dropped is recorded there; no recovery goes past it, and a new backup is needed.",
+			},
+			fallback: fixed("0"),
+			parse:    storeBacklog(func(c *Config) *int64 { return &c.MaxBacklog }),
+			show:     func(c Config) string { return FormatSize(c.MaxBacklog) },
 		},
 		{
 			Option: Option{

@@ -36,6 +36,7 @@ const (
 	BadPages                   // a backup was made, but pages with wrong checksums are in it
 	Conflict                   // the object exists with other bytes
 	Interrupted                // a signal or the deadline ended the run
+	Gap                        // WAL that must be there is not
 )
 
 // ExitCode is the status with which a command other than wal-push and
@@ -71,6 +72,8 @@ func (k Kind) ExitCode() int {
 		return 14
 	case Interrupted:
 		return 15
+	case Gap:
+		return 16
 	default:
 		return 1
 	}

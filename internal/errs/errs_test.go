@@ -47,9 +47,9 @@ func TestKindAndHint(t *testing.T) {
 func TestExitCodes(t *testing.T) {
 	want := map[Kind]int{
 		Other: 1, Usage: 2, Config: 2, NotInitialised: 3, Foreign: 4, Storage: 5, Damaged: 6, NotFound: 7, Locked: 8,
-		Server: 9, Destination: 10, Identity: 11, NoSpace: 12, BadPages: 13, Conflict: 14, Interrupted: 15,
+		Server: 9, Destination: 10, Identity: 11, NoSpace: 12, BadPages: 13, Conflict: 14, Interrupted: 15, Gap: 16,
 	}
-	for k := range Interrupted + 10 {
+	for k := range Gap + 10 {
 		code, ok := want[k]
 		if !ok {
 			code = 1

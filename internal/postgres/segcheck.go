@@ -49,10 +49,6 @@ func NewSegmentChecker(name WALFile, size int64, sysid uint64) *SegmentChecker {
 // written and found to be right.
 func (c *SegmentChecker) Header() PageHeader { return c.first }
 
-// Padded tells whether a page with an empty header was seen: behind a forced
-// switch, or in a segment that was not finished.
-func (c *SegmentChecker) Padded() bool { return c.empty }
-
 // Warnings are the remarks on a segment that is accepted nevertheless, as
 // sentences without a full stop.
 func (c *SegmentChecker) Warnings() []string { return c.warnings }

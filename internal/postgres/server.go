@@ -49,7 +49,7 @@ type Server struct {
 func Connect(ctx context.Context, conninfo, appName string) (*Server, error) {
 	config, err := pgx.ParseConfig(conninfo)
 	if err != nil {
-		return nil, conninfoError(err)
+		return nil, ConnInfoError(err)
 	}
 	// Without prepared statements each query is one round trip, and nothing is
 	// left in the session.

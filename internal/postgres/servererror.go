@@ -28,9 +28,10 @@ const (
 
 const hintStarting = "The server is starting up, shutting down or not yet consistent; try again when it accepts connections."
 
-// conninfoError hides the connection string, which may hold a password; the
-// driver redacts on a best-effort basis only.
-func conninfoError(err error) error {
+// ConnInfoError explains the driver's error about a connection string, and
+// hides the string, which may hold a password: the driver redacts on a
+// best-effort basis only. It is an *errs.Error of Kind Config.
+func ConnInfoError(err error) error {
 	const what = "the connection string or the PG* environment cannot be understood"
 	const hint = "Write it as key=value words or as postgresql://user@host:port/database; passwords belong into the password file."
 	var parse *pgconn.ParseConfigError

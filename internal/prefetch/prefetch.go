@@ -75,7 +75,7 @@ func (p *Prefetcher) Run(ctx context.Context, l net.Listener, first postgres.Seg
 	cancel()
 	err = l.Close()
 	listening.Wait()
-	w.drain()
+	w.drain(ctx)
 	return errors.Join(err, s.close())
 }
 
@@ -171,7 +171,7 @@ func (w *worker) run(ctx context.Context) {
 			w.answer(q)
 			idle.Reset(w.pace.idle())
 		case s := <-w.loads:
-			w.loaded(s)
+			w.loaded(ctx, s)
 		case <-look.C:
 			if w.Over() {
 				w.Log.Debug("recovery has ended")
@@ -290,7 +290,7 @@ func (w *worker) get(ctx context.Context, s *slot) error {
 }
 
 // loaded takes a segment that was fetched, or could not be.
-func (w *worker) loaded(s *slot) {
+func (w *worker) loaded(ctx context.Context, s *slot) {
 	w.loading--
 	s.ended = true
 	if w.slots[s.segment] != s {
@@ -311,7 +311,7 @@ func (w *worker) loaded(s *slot) {
 	if errors.Is(s.err, storage.ErrNotExist) {
 		level = slog.LevelDebug // the end of the archive
 	}
-	w.Log.Log(context.Background(), level, "not fetched ahead", "wal", s.segment.Name(w.Size), "error", s.err.Error())
+	w.Log.Log(ctx, level, "not fetched ahead", "wal", s.segment.Name(w.Size), "error", s.err.Error())
 	// Nothing behind it is wanted before it is.
 	w.paused = true
 	w.next = s.segment
@@ -346,12 +346,12 @@ func (w *worker) discard(s *slot) {
 }
 
 // drain waits for what is under way, and forgets everything.
-func (w *worker) drain() {
+func (w *worker) drain(ctx context.Context) {
 	for _, s := range w.slots {
 		w.drop(s)
 	}
 	for w.loading > 0 {
-		w.loaded(<-w.loads)
+		w.loaded(ctx, <-w.loads)
 	}
 }
 

@@ -350,7 +350,7 @@ func TestNamedFiles(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		s.unnamed = unnamed
+		s.named.Store(!unnamed)
 		old := filepath.Join(dir, wal.RecoveryFile)
 		if err := os.WriteFile(old, []byte("old"), 0o600); err != nil {
 			t.Fatal(err)

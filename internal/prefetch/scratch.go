@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -16,9 +17,10 @@ import (
 // that a file can get its name there without being copied.
 type scratch struct {
 	dir *os.File // pg_wal itself, whatever takes its path
-	// unnamed is that its file system has files without a name (O_TMPFILE),
-	// which are gone with the process, however that ends.
-	unnamed bool
+	// named is that its file system has no files without a name (O_TMPFILE),
+	// which are gone with the process, however that ends, or that none can be
+	// given one here.
+	named atomic.Bool
 }
 
 func openScratch(dir string) (*scratch, error) {
@@ -26,7 +28,7 @@ func openScratch(dir string) (*scratch, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open directory: %w", err)
 	}
-	return &scratch{dir: d, unnamed: true}, nil
+	return &scratch{dir: d}, nil
 }
 
 func (s *scratch) close() error { return s.dir.Close() }
@@ -43,7 +45,7 @@ type file struct {
 const mode = 0o600
 
 func (s *scratch) create(segment string) (*file, error) {
-	if s.unnamed {
+	if !s.named.Load() {
 		fd, err := unix.Openat(int(s.dir.Fd()), ".", unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, mode)
 		if err == nil {
 			return &file{File: os.NewFile(uintptr(fd), segment), in: s}, nil
@@ -51,7 +53,7 @@ func (s *scratch) create(segment string) (*file, error) {
 		if !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EISDIR) {
 			return nil, fmt.Errorf("make file: %w", err)
 		}
-		s.unnamed = false // NFS, for one
+		s.named.Store(true) // NFS, for one
 	}
 	name := wal.TempPrefix + strconv.Itoa(os.Getpid()) + "-ahead-" + segment
 	fd, err := unix.Openat(int(s.dir.Fd()), name, unix.O_CREAT|unix.O_TRUNC|unix.O_RDWR|unix.O_CLOEXEC, mode)
@@ -78,6 +80,7 @@ func (f *file) publish(name string) error {
 		}
 	}
 	if err != nil {
+		f.in.named.Store(true) // where there is no /proc
 		return fmt.Errorf("name file: %w", errors.Join(err, f.discard()))
 	}
 	return f.Close()

@@ -61,8 +61,15 @@ func (c ClusterID) timelinePrefix(t postgres.Timeline) string {
 }
 
 func (c ClusterID) historyPrefix() string { return c.prefix() + "history/" }
-func (c ClusterID) backupPrefix() string  { return c.prefix() + "backup/" }
-func (c ClusterID) claimPrefix() string   { return c.prefix() + "claim/" }
+
+// streamPrefix is where the ranges of a timeline's unfinished segments lie.
+func (c ClusterID) streamPrefix(t postgres.Timeline) string {
+	return fmt.Sprintf("%sstream/%08X/", c.prefix(), uint32(t))
+}
+
+func (c ClusterID) backupPrefix() string { return c.prefix() + "backup/" }
+func (c ClusterID) claimPrefix() string  { return c.prefix() + "claim/" }
+func (c ClusterID) gapPrefix() string    { return c.prefix() + "gap/" }
 
 func (c ClusterID) backupDir(name BackupName) string {
 	return c.backupPrefix() + string(name) + "/"

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"walagent/internal/compress"
@@ -85,6 +86,15 @@ func New(places []Place, o Options) *Repository {
 
 // String names the places by their URLs, without secrets.
 func (r *Repository) String() string { return joined(r.places) }
+
+// Names are the names of the places, in the order of the configuration.
+func (r *Repository) Names() []string {
+	names := make([]string, len(r.places))
+	for i, p := range r.places {
+		names[i] = p.Name
+	}
+	return names
+}
 
 // Close gives up the connections.
 func (r *Repository) Close() error {
@@ -196,6 +206,31 @@ func (r *Repository) CheckAny(ctx context.Context) error {
 		}
 		return err
 	})
+}
+
+// CheckNow is CheckAny with a look at every place, all at once and whatever was
+// seen a moment ago: one of several that does not answer is left out from then
+// on, and costs its time once.
+func (r *Repository) CheckNow(ctx context.Context) error {
+	failed := make([]error, len(r.places))
+	var all sync.WaitGroup
+	for i, p := range r.places {
+		if p.err() == nil {
+			all.Go(func() { _, failed[i] = r.readMarker(ctx, p) })
+		}
+	}
+	all.Wait()
+	for i, p := range r.places {
+		switch {
+		case failed[i] == nil:
+		case len(r.places) == 1:
+			return failed[i]
+		default:
+			p.fail(fmt.Errorf("%w: %w", errUnusable, failed[i]))
+			r.unusable(p, failed[i])
+		}
+	}
+	return r.CheckAny(ctx)
 }
 
 func (r *Repository) check(ctx context.Context, p *place) error {

@@ -105,9 +105,9 @@ func proofOf(key string) (prove proof, ok bool) {
 	switch folder {
 	case "cluster.json":
 		return proveJSON, rest == ""
-	case "wal", "history":
+	case "wal", "history", "summary":
 		return carried(true), rest != ""
-	case "summary", "stream":
+	case "stream":
 		return carried(false), rest != ""
 	case "mark", "gap", "audit", "drill", "dump":
 		if strings.HasSuffix(rest, ".json") {
@@ -200,6 +200,9 @@ func (s *syncRun) put(ctx context.Context, key string, t *taken) error {
 	// Hosts may have stored the same bytes in different ways.
 	_, err := s.target.Bucket.Put(ctx, key, t.source(), opts)
 	if errors.Is(err, storage.ErrExists) {
+		if _, folder, _ := splitKey(key); folder == "summary" {
+			return nil // perhaps of another version of the decoder: the first one stays
+		}
 		err = (source{repo: s.repo, place: s.target}).sameAsStored(ctx, key, *t.raw, err)
 	}
 	return s.atTarget(err)
@@ -279,7 +282,7 @@ func (b *batch) same(r row) {
 	b.group.Go(func() error {
 		_, folder, _ := splitKey(r.key)
 		switch folder {
-		case "cluster.json":
+		case "cluster.json", "summary":
 			return nil // of another host
 		case "wal", "history":
 			err := b.sameWAL(r)

@@ -21,6 +21,13 @@ type WALCheck interface {
 	Close() error
 }
 
+// HashedWALCheck is a WALCheck that is told the SHA-256 of the bytes, too, before
+// any of them is stored.
+type HashedWALCheck interface {
+	WALCheck
+	Hashed(sum [32]byte)
+}
+
 // PutWAL archives a WAL file. The store decides that its key is new; if it is
 // not, the raw SHA-256 that the stored object carries is compared: the same
 // bytes are success (existed is true), other bytes a Conflict, which nothing
@@ -46,7 +53,20 @@ func (r *Repository) PutWAL(ctx context.Context, cluster ClusterID, f postgres.W
 			return false, err
 		}
 	}
-	key := cluster.WALKey(f, b.sum)
+	existed, err = r.putHashed(ctx, cluster.WALKey(f, b.sum), b.sum, body)
+	if err != nil && (isOutage(err) || ctx.Err() != nil) {
+		if turn == nil {
+			b.keep(body)
+		}
+	} else {
+		b.forget()
+	}
+	return existed, err
+}
+
+// putHashed stores an object that carries the hash of its raw bytes wherever it
+// must be. That it is there already is success if it carries the same hash.
+func (r *Repository) putHashed(ctx context.Context, key string, sum [32]byte, body *walBody) (existed bool, err error) {
 	var there atomic.Bool
 	err = r.everywhere(ctx, key, func(ctx context.Context, p *place) error {
 		_, err := p.Bucket.Put(ctx, key, body, storage.PutOptions{SHA256: body.sum, Lock: p.lock(r.now())})
@@ -55,15 +75,8 @@ func (r *Repository) PutWAL(ctx context.Context, cluster ClusterID, f postgres.W
 		}
 		there.Store(true)
 		exists := err
-		return r.readFrom(ctx, []*place{p}, key, expected, func(s source) error { return s.sameAsStored(ctx, key, b.sum, exists) })
+		return r.readFrom(ctx, []*place{p}, key, expected, func(s source) error { return s.sameAsStored(ctx, key, sum, exists) })
 	})
-	if err != nil && (isOutage(err) || ctx.Err() != nil) {
-		if turn == nil {
-			b.keep(body)
-		}
-	} else {
-		b.forget()
-	}
 	return there.Load(), err
 }
 
@@ -295,55 +308,4 @@ func (r *Repository) history(ctx context.Context, cluster ClusterID, f postgres.
 		return nil, r.malformed(err, key)
 	}
 	return h, nil
-}
-
-// Gap says why a segment that is not in the repository must have been there:
-// a later segment of its timeline is, or a descendant left the timeline behind
-// it. An empty reason means that the WAL simply ends before it.
-func (r *Repository) Gap(ctx context.Context, cluster ClusterID, f postgres.WALFile, size postgres.SegmentSize) (reason string, err error) {
-	for _, p := range r.places {
-		later, err := laterSegment(ctx, p, cluster, f)
-		switch {
-		case err != nil && p.Required:
-			return "", err
-		case err != nil:
-			r.log.Warn("a best-effort repository could not be asked", "repository", p.Name, "error", err.Error())
-		case later != "":
-			return "the later segment " + later + " is there", nil
-		}
-	}
-	histories, damaged, err := r.histories(ctx, cluster, r.surely)
-	for _, d := range damaged {
-		err = errors.Join(err, d) // it might be the one that tells
-	}
-	if err != nil {
-		return "", err
-	}
-	segment, err := postgres.ParseSegment(f.Name, size)
-	if err != nil {
-		return "", err
-	}
-	for t, h := range histories {
-		if left, ok := h.SwitchPoint(f.Timeline); ok && segment.Number < left.Segment(size) {
-			return fmt.Sprintf("timeline %d left timeline %d behind it, at %s", t, f.Timeline, left), nil
-		}
-	}
-	return "", nil
-}
-
-func laterSegment(ctx context.Context, p *place, cluster ClusterID, f postgres.WALFile) (string, error) {
-	if p.Bucket == nil {
-		return "", p.Err
-	}
-	for info, err := range p.Bucket.List(ctx, cluster.timelinePrefix(f.Timeline), cluster.WALKey(f, [32]byte{})) {
-		if err != nil {
-			return "", fmt.Errorf("look for later WAL: %w", err)
-		}
-		name := info.Key[strings.LastIndexByte(info.Key, '/')+1:]
-		later, err := postgres.ParseWALFile(name)
-		if err == nil && later.Kind == postgres.WALSegment && later.Timeline == f.Timeline && later.Name > f.Name {
-			return later.Name, nil
-		}
-	}
-	return "", nil
 }

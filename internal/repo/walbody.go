@@ -56,6 +56,18 @@ func (r *Repository) newWALBuilder(cluster ClusterID, f postgres.WALFile, check 
 
 // build makes the object, or takes the one that an earlier call has kept.
 func (b *walBuilder) build(src io.ReadSeeker, size int64) (*walBody, error) {
+	check := b.check
+	body, err := b.made(src, size)
+	if err != nil {
+		return nil, err
+	}
+	if h, ok := check.(HashedWALCheck); ok {
+		h.Hashed(b.sum)
+	}
+	return body, nil
+}
+
+func (b *walBuilder) made(src io.ReadSeeker, size int64) (*walBody, error) {
 	if kept := b.keptFiles(); len(kept) > 0 {
 		if err := b.hash(src); err != nil {
 			return nil, err
@@ -68,6 +80,11 @@ func (b *walBuilder) build(src io.ReadSeeker, size int64) (*walBody, error) {
 		}
 		b.check = passed{}
 	}
+	return b.fresh(src, size)
+}
+
+// fresh makes the object.
+func (b *walBuilder) fresh(src io.ReadSeeker, size int64) (*walBody, error) {
 	if size <= walInMemory {
 		body, err := b.inMemory(src, size)
 		return &walBody{Source: body, Closer: noClose{}}, err

@@ -116,12 +116,12 @@ type ahead struct {
 	dir     string // pg_wal
 	owner   *postgres.Control
 	records *done
-	stop    func()                      // ends the rest when one fails
+	stop    func()                     // ends the rest when one fails
 	ended   func(name string, ok bool) // is told how each file ended
 }
 
-// archive takes files in their order, each when the last but one before it is
-// durable. asked is closed when the file ahead of all of them is.
+// archive takes files in their order, each when all up to the last but one before
+// it are durable. asked is closed when the file ahead of all of them is.
 func (a *ahead) archive(ctx context.Context, files []postgres.WALFile, asked <-chan struct{}) {
 	lastButOne, last := asked, asked
 	room := semaphore.NewWeighted(batchBytes)
@@ -140,14 +140,12 @@ func (a *ahead) archive(ctx context.Context, files []postgres.WALFile, asked <-c
 		if weight > batchBytes || room.Acquire(ctx, weight) != nil {
 			return
 		}
-		turn, durable := lastButOne, make(chan struct{})
+		turn, before, durable := lastButOne, last, make(chan struct{})
 		all.Go(func() {
-			defer room.Release(weight)
-			ok := a.one(ctx, f, path, turn)
+			one := func() bool { defer room.Release(weight); return a.one(ctx, f, path, turn, before, durable) }
+			ok := one()
 			a.ended(f.Name, ok)
-			if ok {
-				close(durable)
-			} else {
+			if !ok {
 				a.stop()
 			}
 		})
@@ -155,22 +153,36 @@ func (a *ahead) archive(ctx context.Context, files []postgres.WALFile, asked <-c
 	}
 }
 
-// one archives a file, when its turn has come, and records it.
-func (a *ahead) one(ctx context.Context, f postgres.WALFile, path string, turn <-chan struct{}) (durable bool) {
-	await := func(ctx context.Context) error {
+// one archives a file, when its turn has come, and records it. durable is closed
+// when it and all that is before it are.
+func (a *ahead) one(ctx context.Context, f postgres.WALFile, path string, turn, before <-chan struct{}, durable chan<- struct{}) bool {
+	await := func(ctx context.Context, c <-chan struct{}) error {
 		select {
-		case <-turn:
+		case <-c:
 			return nil
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
 	}
+	// Every second file could run away from the others, if it counted before they
+	// do.
+	counts := func() error {
+		err := await(ctx, before)
+		if err == nil {
+			close(durable)
+		}
+		return err
+	}
 	c, err := a.open(f, path, a.owner)
 	if err == nil {
 		if a.records.has(c.cluster, f.Name, c.info) {
-			err = await(ctx)
-		} else if err = a.put(ctx, c, await); err == nil {
-			err = a.records.add(c.cluster, f.Name, c.info)
+			err = counts()
+		} else if err = a.put(ctx, c, func(ctx context.Context) error { return await(ctx, turn) }); err == nil {
+			if err = counts(); err == nil {
+				// A record stands for both, so that no summary is forgotten.
+				a.summarise(ctx, c)
+				err = a.records.add(c.cluster, f.Name, c.info)
+			}
 		}
 		err = errors.Join(err, c.file.Close())
 	}

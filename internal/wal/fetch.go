@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -164,16 +163,7 @@ func isOutage(err error) bool {
 }
 
 // isStandby looks for standby.signal beside the pg_wal that dest is in.
-func isStandby(dest string) (bool, error) {
-	_, err := os.Stat(filepath.Join(filepath.Dir(dest), "..", "standby.signal"))
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
-	if err != nil {
-		return false, fmt.Errorf("look for standby.signal: %w", err)
-	}
-	return true, nil
-}
+func isStandby(dest string) (bool, error) { return hasSignal(dest, "standby.signal") }
 
 func (f *Fetcher) fetch(ctx context.Context, file postgres.WALFile, dest string, owner *postgres.Control, standby bool) error {
 	cluster, err := f.cluster(ctx, owner)
@@ -193,7 +183,7 @@ func (f *Fetcher) fetch(ctx context.Context, file postgres.WALFile, dest string,
 		case !errors.Is(err, storage.ErrNotExist):
 			return fmt.Errorf("fetch %s: %w", file.Name, err)
 		}
-		err = f.miss(ctx, cluster, file, owner, standby)
+		err = f.streamed(ctx, cluster, file, dest, owner, standby, f.miss(ctx, cluster, file, owner, standby))
 		if !errors.Is(err, errGap) || waited >= f.GapWait {
 			return err
 		}
@@ -303,9 +293,9 @@ func (f *Fetcher) segmentSize(ctx context.Context, cluster repo.ClusterID, owner
 	return c.SegmentSize, err
 }
 
-// TempPrefix, and the id of the process that writes it, begin the names of files
-// that are not yet whole. PostgreSQL ignores them in pg_wal, and backups leave
-// them out.
+// TempPrefix begins the names of files that are not yet whole; the id of the
+// process that writes them follows. PostgreSQL ignores them in pg_wal, and
+// backups leave them out.
 const TempPrefix = ".agent-wal-"
 
 // Fill reads an archived segment into a file, checked as Fetch checks it. The

@@ -7,14 +7,9 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"slices"
 
 	"walagent/internal/postgres"
 )
-
-// errUnfinished is that a segment ends where its timeline was left, and only
-// zeros follow.
-var errUnfinished = errors.New("its timeline was left inside it")
 
 // leaving says where a timeline was left.
 type leaving struct {
@@ -34,34 +29,39 @@ type leaving struct {
 // that this one does not follow.
 func left(c *candidate, err error) (leaving, bool, error) {
 	var torn *postgres.SegmentError
-	zeros := errors.Is(err, errUnfinished)
-	if c.name.Kind != postgres.WALSegment || !zeros && (!errors.As(err, &torn) || !errors.Is(err, postgres.ErrTorn)) {
+	if c.name.Kind != postgres.WALSegment || !errors.As(err, &torn) || !errors.Is(err, postgres.ErrTorn) {
 		return leaving{}, false, nil
 	}
-	all, err := leavings(c)
+	all, err := leavings(c.name, filepath.Dir(c.file.Name()), c.info.Size())
 	if err != nil {
 		return leaving{}, false, err
 	}
+	l, ok := leftBefore(all, torn.Offset, c.info.Size())
+	return l, ok, nil
+}
+
+// leftBefore is where a timeline was left before what lies at an offset of the
+// segment.
+func leftBefore(all []leaving, offset, size int64) (leaving, bool) {
 	for _, l := range all {
-		if zeros || torn.Offset >= int64(l.at.Offset(postgres.SegmentSize(c.info.Size()))) {
-			return l, true, nil
+		if offset >= int64(l.at.Offset(postgres.SegmentSize(size))) {
+			return l, true
 		}
 	}
-	return leaving{}, false, nil
+	return leaving{}, false
 }
 
 // leavings lists where the histories beside a segment leave its timeline
 // inside it.
-func leavings(c *candidate) ([]leaving, error) {
-	size := postgres.SegmentSize(min(c.info.Size(), int64(postgres.MaxSegmentSize)))
-	if !size.Valid() {
+func leavings(name postgres.WALFile, dir string, bytes int64) ([]leaving, error) {
+	size := postgres.SegmentSize(min(bytes, int64(postgres.MaxSegmentSize)))
+	if dir == "" || !size.Valid() {
 		return nil, nil
 	}
-	segment, err := c.name.Segment(size)
+	segment, err := name.Segment(size)
 	if err != nil {
 		return nil, fmt.Errorf("look for what left the timeline: %w", err)
 	}
-	dir := filepath.Dir(c.file.Name())
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, fmt.Errorf("look for what left the timeline: %w", err)
@@ -69,7 +69,7 @@ func leavings(c *candidate) ([]leaving, error) {
 	var all []leaving
 	for _, e := range entries {
 		f, err := postgres.ParseWALFile(e.Name())
-		if err != nil || f.Kind != postgres.WALHistory || f.Timeline <= c.name.Timeline {
+		if err != nil || f.Kind != postgres.WALHistory || f.Timeline <= name.Timeline {
 			continue
 		}
 		body, err := os.ReadFile(filepath.Join(dir, f.Name))
@@ -87,44 +87,6 @@ func leavings(c *candidate) ([]leaving, error) {
 	return all, nil
 }
 
-// unfinished is errUnfinished for a segment of which nothing but zeros follows
-// the point at which its timeline was left. Such a one has passed every check:
-// under its plain name it would stand in the way of the whole segment, if the
-// old primary lives and completes it.
-func unfinished(c *candidate) error {
-	all, err := leavings(c)
-	if err != nil {
-		return err
-	}
-	for _, l := range all {
-		from := int64(l.at.Offset(postgres.SegmentSize(c.info.Size())))
-		zeros, err := onlyZeros(io.NewSectionReader(c.file, from, c.info.Size()-from))
-		if err != nil {
-			return fmt.Errorf("read the end of %s: %w", c.name.Name, err)
-		}
-		if zeros {
-			return errUnfinished
-		}
-	}
-	return nil
-}
-
-func onlyZeros(r io.Reader) (bool, error) {
-	buf := make([]byte, 64<<10)
-	for {
-		n, err := r.Read(buf)
-		if slices.ContainsFunc(buf[:n], func(b byte) bool { return b != 0 }) {
-			return false, nil
-		}
-		if errors.Is(err, io.EOF) {
-			return true, nil
-		}
-		if err != nil {
-			return false, err
-		}
-	}
-}
-
 // putLeft archives the unfinished segment as what it is: N.partial, of which
 // there may be several. All of its WAL that counts is in the segment of the
 // same number on the timeline that left.
@@ -137,9 +99,7 @@ func (p *Pusher) putLeft(ctx context.Context, c *candidate, l leaving, turn func
 	if _, err := c.file.Seek(0, io.SeekStart); err != nil {
 		return fmt.Errorf("read %s again: %w", c.name.Name, err)
 	}
-	partial.check = &segmentCheck{
-		SegmentChecker: postgres.NewSegmentChecker(partial.name, c.info.Size(), uint64(c.cluster)), name: partial.name.Name,
-	}
+	partial.check = newSegmentCheck(partial.name, c.info.Size(), c.cluster, c.file, "")
 	p.Log.Info("archiving an unfinished segment as partial: its timeline was left inside it",
 		"wal", c.name.Name, "timeline", uint32(l.to), "switch_lsn", l.at.String())
 	return p.put(ctx, &partial, turn)

@@ -58,7 +58,7 @@ func TestPushUnfinishedSegment(t *testing.T) {
 	zeros := bytes.Clone(whole)
 	clear(zeros[leftAtByte:])
 	written := bytes.Clone(zeros)
-	written[leftAtByte+100] = 1 // a record behind the switch
+	written[leftAtByte+100] = 1 // no record, behind the switch
 	files := func(pairs ...string) map[string]string {
 		m := make(map[string]string)
 		for i := 0; i < len(pairs); i += 2 {
@@ -76,9 +76,9 @@ func TestPushUnfinishedSegment(t *testing.T) {
 		"torn behind the switch":              {body: recycled(zeros, 8192), beside: left, partial: true},
 		"torn later":                          {body: recycled(zeros, 5*8192), beside: left, partial: true},
 		"zeros behind the switch":             {body: zeros, beside: left, partial: true},
-		"written behind the switch":           {body: written, beside: left},
+		"garbage behind the switch":           {body: written, beside: left, partial: true},
 		"whole":                               {body: whole, beside: left},
-		"zeros, nobody left":                  {body: zeros},
+		"zeros, nobody left":                  {body: zeros, refused: true},
 		"torn, nobody left":                   {body: recycled(zeros, 8192), refused: true},
 		"torn before the switch":              {body: recycled(zeros, 8192), beside: files("00000002.history", "1\t0/A05000\tx\n"), refused: true},
 		"torn at the switch":                  {body: recycled(zeros, 8192), beside: files("00000002.history", "1\t0/A02000\tx\n"), partial: true},

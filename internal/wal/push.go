@@ -50,19 +50,17 @@ func (p *Pusher) Done(ctx context.Context, path string) (bool, error) {
 	if p.StateDir == "" {
 		return false, nil
 	}
-	name, err := postgres.ParseWALFile(filepath.Base(path))
-	if err != nil {
-		return false, nil // Push explains
-	}
 	owner, err := Owner(ctx, path)
 	if err != nil || owner == nil {
 		return false, err
 	}
-	info, err := os.Stat(path)
-	if err != nil {
-		return false, nil
+	name := filepath.Base(path)
+	if _, err := postgres.ParseWALFile(name); err == nil {
+		if info, err := os.Stat(path); err == nil {
+			return p.recorded(ctx, newDone(p.StateDir, p.Repo, p.Now), repo.ClusterID(owner.SystemIdentifier), name, info)
+		}
 	}
-	return p.recorded(ctx, newDone(p.StateDir, p.Repo, p.Now), repo.ClusterID(owner.SystemIdentifier), name.Name, info)
+	return false, nil // Push says what is wrong
 }
 
 // recorded takes the record of a file, if there is one.
@@ -108,13 +106,15 @@ func (p *Pusher) Push(ctx context.Context, path string) (err error) {
 	if err := p.Repo.Check(ctx); err != nil {
 		return err
 	}
-	if !alone {
-		return p.put(ctx, c, nil) // what is ready behind it is the worker's
+	over := func(bool) {}
+	if alone { // else what is ready behind it is the worker's
+		over = p.batch(ctx, path, owner, records)
 	}
-	over := p.batch(ctx, path, owner, records)
-	err = p.put(ctx, c, nil)
+	if err = p.put(ctx, c, nil); err == nil {
+		p.summarise(ctx, c)
+	}
 	over(err == nil)
-	if err == nil && p.StateDir != "" {
+	if err == nil && alone && p.StateDir != "" {
 		records.sweep(ctx)
 	}
 	return err
@@ -138,12 +138,10 @@ func (p *Pusher) open(name postgres.WALFile, path string, owner *postgres.Contro
 	if c.cluster, c.check, err = p.identify(name, file, info.Size(), owner); err != nil {
 		return nil, errors.Join(err, file.Close())
 	}
-	if check, ok := c.check.(*segmentCheck); ok && name.Kind == postgres.WALSegment {
-		check.padded = func() error { return unfinished(c) }
-	}
 	return c, nil
 }
 
+// put archives the file.
 func (p *Pusher) put(ctx context.Context, c *candidate, turn func(context.Context) error) error {
 	existed, err := p.Repo.PutWAL(ctx, c.cluster, c.name, c.file, c.info.Size(), c.check, turn)
 	l, ok, lerr := left(c, err)
@@ -205,7 +203,7 @@ func (p *Pusher) identify(name postgres.WALFile, file *os.File, size int64, owne
 		if _, err := file.ReadAt(head, 0); err != nil {
 			return 0, nil, errs.Wrap(err, errs.Damaged, segmentHint, "%s is not a whole WAL segment", name.Name)
 		}
-		check := postgres.NewSegmentChecker(name, size, uint64(known))
+		check := newSegmentCheck(name, size, known, file, filepath.Dir(file.Name()))
 		if known == 0 {
 			h, err := postgres.ParsePageHeader(head)
 			if err != nil {
@@ -213,7 +211,7 @@ func (p *Pusher) identify(name postgres.WALFile, file *os.File, size int64, owne
 			}
 			known = repo.ClusterID(h.SystemID)
 		}
-		return known, &segmentCheck{SegmentChecker: check, name: name.Name}, nil
+		return known, check, nil
 	}
 	if known == 0 {
 		return 0, nil, errs.New(errs.Usage,
@@ -224,37 +222,6 @@ func (p *Pusher) identify(name postgres.WALFile, file *os.File, size int64, owne
 }
 
 const segmentHint = "Nothing was archived. If the server made this file, look at its log for disk errors; if it came from elsewhere, it does not belong into this archive."
-
-// segmentCheck turns the verdict on a segment into advice.
-type segmentCheck struct {
-	*postgres.SegmentChecker
-	name   string
-	padded func() error // judges a whole segment that ends in zeros; nil: it is right
-}
-
-func (c *segmentCheck) Write(b []byte) (int, error) {
-	n, err := c.SegmentChecker.Write(b)
-	return n, c.explain(err)
-}
-
-func (c *segmentCheck) Close() error {
-	err := c.SegmentChecker.Close()
-	if err == nil && c.padded != nil && c.Padded() {
-		return c.padded()
-	}
-	return c.explain(err)
-}
-
-func (c *segmentCheck) explain(err error) error {
-	if err == nil {
-		return nil
-	}
-	kind := errs.Damaged
-	if errors.Is(err, postgres.ErrForeign) {
-		kind = errs.Foreign
-	}
-	return errs.Wrap(err, kind, segmentHint, "%s was refused", c.name)
-}
 
 // maxText bounds history and backup history files.
 const maxText = 1 << 20

@@ -76,10 +76,9 @@ func (w *Worker) work(ctx context.Context, cancel context.CancelCauseFunc, after
 	for ctx.Err() == nil && rested < restFor {
 		files := behind(filepath.Join(w.Dir, after))
 		if len(files) == 0 {
-			if err := sleep(ctx, restPoll); err != nil {
-				return nil
+			if sleep(ctx, restPoll) == nil {
+				rested += restPoll
 			}
-			rested += restPoll
 			continue
 		}
 		rested = 0

@@ -23,17 +23,17 @@ import (
 // kinds are the names of errs' kinds, in their order.
 var kinds = []string{
 	"Other", "Usage", "Config", "NotInitialised", "Foreign", "Storage", "Damaged", "NotFound", "Locked", "Server",
-	"Destination", "Identity", "NoSpace", "BadPages", "Conflict", "Interrupted",
+	"Destination", "Identity", "NoSpace", "BadPages", "Conflict", "Interrupted", "Gap",
 }
 
 // TestExitCodes compares the first table of docs/exit-codes.md with errs, and
 // looks for the codes of the two archiving commands.
 func TestExitCodes(t *testing.T) {
-	if last := errs.Interrupted; int(last) != len(kinds)-1 {
+	if last := errs.Gap; int(last) != len(kinds)-1 {
 		t.Fatalf("errs has %d kinds, this test knows %d", last+1, len(kinds))
 	}
 	want := make(map[string]int)
-	for k := errs.Other; k <= errs.Interrupted; k++ {
+	for k := errs.Other; k <= errs.Gap; k++ {
 		want[kinds[k]] = k.ExitCode()
 	}
 	text := read(t, filepath.Join(root, "docs", "exit-codes.md"))
@@ -65,8 +65,19 @@ func TestExitCodes(t *testing.T) {
 // fields of that type.
 func TestFields(t *testing.T) {
 	types := map[string]reflect.Type{
-		"report.Backup":  reflect.TypeFor[report.Backup](),
-		"repo.Backup":    reflect.TypeFor[repo.Backup](),
+		"report.Backup": reflect.TypeFor[report.Backup](),
+		"repo.Backup":   reflect.TypeFor[repo.Backup](),
+		"repo.Dropped":  reflect.TypeFor[repo.Dropped](),
+
+		"report.WAL":           reflect.TypeFor[report.WAL](),
+		"report.WALTimeline":   reflect.TypeFor[report.WALTimeline](),
+		"report.WALRange":      reflect.TypeFor[report.WALRange](),
+		"report.WALGap":        reflect.TypeFor[report.WALGap](),
+		"report.WALRepository": reflect.TypeFor[report.WALRepository](),
+		"report.Backlog":       reflect.TypeFor[report.Backlog](),
+		"report.Verified":      reflect.TypeFor[report.Verified](),
+		"report.Finding":       reflect.TypeFor[report.Finding](),
+
 		"repo.Cluster":   reflect.TypeFor[repo.Cluster](),
 		"repo.Claim":     reflect.TypeFor[repo.Claim](),
 		"repo.Pack":      reflect.TypeFor[repo.Pack](),
@@ -118,8 +129,10 @@ func jsonKind(typ reflect.Type) string {
 		return "string"
 	case reflect.Bool:
 		return "boolean"
+	case reflect.Pointer:
+		return jsonKind(typ.Elem())
 	case reflect.Slice:
-		return "array of strings"
+		return "array of " + jsonKind(typ.Elem()) + "s"
 	case reflect.Struct:
 		return "object"
 	default:
