@@ -305,6 +305,7 @@ func TestReceivePromotion(t *testing.T) {
 			s := newSite(t, receiving(major, map[string]string{"wal_keep_size": "1GB"}))
 			s.Exec(t, newStreamer, "CREATE TABLE t (i int, m text)")
 			first := s.receiver(t)
+			s.confirmed(t)
 			s.push(t)
 			stopped(t, first)
 			standby := s.standby(t, major)
