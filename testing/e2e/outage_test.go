@@ -3,6 +3,7 @@ package e2e_test
 import (
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -63,26 +64,29 @@ func (s *site) goesOn(t *testing.T, why string, begin, end func(), env ...string
 func TestRecoveryGoesOn(t *testing.T) {
 	t.Parallel()
 	for _, major := range []int{13, 18} {
-		s, middle := recoverable(t, plan{Options: harness.Options{Major: major}})
-		object := s.walObject(t, middle)
-		whole := readFile(t, object)
-		rename := func(from, to string) func() {
-			return func() {
-				if err := os.Rename(from, to); err != nil {
-					t.Fatal(err)
+		t.Run(strconv.Itoa(major), func(t *testing.T) {
+			t.Parallel()
+			s, middle := recoverable(t, plan{Options: harness.Options{Major: major}})
+			object := s.walObject(t, middle)
+			whole := readFile(t, object)
+			rename := func(from, to string) func() {
+				return func() {
+					if err := os.Rename(from, to); err != nil {
+						t.Fatal(err)
+					}
 				}
 			}
-		}
-		t.Run("unreachable", func(t *testing.T) {
-			s.goesOn(t, s.repo, rename(s.repo, s.repo+".away"), rename(s.repo+".away", s.repo))
-		})
-		t.Run("gap", func(t *testing.T) {
-			s.goesOn(t, middle+" is missing", rename(object, s.base+"/object"), rename(s.base+"/object", object))
-		})
-		t.Run("damaged", func(t *testing.T) {
-			harmed := slices.Clone(whole)
-			harmed[len(harmed)/2] ^= 1
-			s.goesOn(t, s.key(t, object), func() { writeFile(t, object, harmed) }, func() { writeFile(t, object, whole) })
+			t.Run("unreachable", func(t *testing.T) {
+				s.goesOn(t, s.repo, rename(s.repo, s.repo+".away"), rename(s.repo+".away", s.repo))
+			})
+			t.Run("gap", func(t *testing.T) {
+				s.goesOn(t, middle+" is missing", rename(object, s.base+"/object"), rename(s.base+"/object", object))
+			})
+			t.Run("damaged", func(t *testing.T) {
+				harmed := slices.Clone(whole)
+				harmed[len(harmed)/2] ^= 1
+				s.goesOn(t, s.key(t, object), func() { writeFile(t, object, harmed) }, func() { writeFile(t, object, whole) })
+			})
 		})
 	}
 }
