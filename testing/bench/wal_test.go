@@ -18,18 +18,19 @@ import (
 // walKind is a kind of WAL to archive and recover.
 type walKind struct {
 	name string
+	part int // of the segments that are asked for: all of them would fill the memory
 	// make writes WAL for a while.
 	make func(t *testing.T, s *harness.Server)
 }
 
 func walKinds() []walKind {
 	return []walKind{
-		{"pgbench", func(t *testing.T, s *harness.Server) {
+		{"pgbench", 1, func(t *testing.T, s *harness.Server) {
 			// Most of it are full pages, as on a server with ordinary checkpoints.
 			s.Exec(t, "CHECKPOINT")
 			s.Run(t, "pgbench", "-n", "-c", "4", "-t", "3000")
 		}},
-		{"incompressible", func(t *testing.T, s *harness.Server) {
+		{"incompressible", 4, func(t *testing.T, s *harness.Server) {
 			// Random bytes that are stored as they are.
 			s.Exec(t, "CREATE EXTENSION IF NOT EXISTS pgcrypto", "CREATE TABLE IF NOT EXISTS noise (b bytea)",
 				"ALTER TABLE noise ALTER b SET STORAGE EXTERNAL",
@@ -104,8 +105,8 @@ func (a archive) recover(t *testing.T, command string) cost {
 // TestRecovery replays what was archived, from the repository and from a folder
 // that has all segments as they are.
 func TestRecovery(t *testing.T) {
-	count := scale(t, "BENCH_SEGMENTS", 200)
 	for _, kind := range walKinds() {
+		count := scale(t, "BENCH_SEGMENTS", 200) / kind.part
 		for _, codec := range []string{"zstd", "lz4"} {
 			a := newArchive(t, kind, count, "AGENT_COMPRESSION="+codec)
 			costs := rounds(scale(t, "BENCH_ROUNDS", 3),
@@ -217,10 +218,9 @@ func busy(t *testing.T) time.Duration {
 
 // TestBacklog archives what has piled up, through the server's archiver.
 func TestBacklog(t *testing.T) {
-	count := scale(t, "BENCH_SEGMENTS", 200)
 	n := scale(t, "BENCH_ROUNDS", 3)
 	for _, kind := range walKinds() {
-		b := newBacklog(t, kind, count)
+		b := newBacklog(t, kind, scale(t, "BENCH_SEGMENTS", 200)/kind.part)
 		for _, codec := range []string{"zstd", "lz4"} {
 			reach := []string{"AGENT_COMPRESSION=" + codec}
 			url := filepath.Join(b.w.dir, "again")
@@ -249,4 +249,52 @@ func (b *backlog) table(t *testing.T, store string, kind walKind, costs []cost) 
 			float64(b.count)/c.wall.Seconds(), 100*c.cpu.Seconds()/c.wall.Seconds()/float64(runtime.NumCPU()), c.wall.Seconds()/costs[0].wall.Seconds())
 	}
 	t.Logf("a backlog of %d segments of %s to %s (asked: 50 segments/s, at least twice as fast)\n%s", b.count, kind.name, store, out.String())
+}
+
+// TestServe asks for one segment after the other, as a recovery does that takes
+// no time to replay them.
+func TestServe(t *testing.T) {
+	count := scale(t, "BENCH_SEGMENTS", 200)
+	for _, codec := range []string{"zstd", "lz4"} {
+		a := newArchive(t, walKinds()[0], count, "AGENT_COMPRESSION="+codec)
+		recover := filepath.Join(a.w.dir, "recovering")
+		a.w.sh("mkdir -p " + recover + "/pg_wal " + recover + "/global; cp " + filepath.Join(a.s.DataDir, "global/pg_control") + " " + recover + "/global/; touch " + recover + "/recovery.signal")
+		loop := func(command string) func() cost {
+			return func() cost {
+				return a.w.sh("cd " + recover + "; for f in " + strings.Join(a.segments, " ") + "; do sh -c \"" + command + " $f pg_wal/RECOVERYXLOG\"; rm pg_wal/RECOVERYXLOG; done")
+			}
+		}
+		agent := harness.AgentBinary(t)
+		costs := rounds(scale(t, "BENCH_ROUNDS", 3), loop(agent+" wal-fetch"), loop(agent+" wal-fetch --no-prefetch"),
+			loop("f() { cp "+a.plain+"/$1 $2; }; f"))
+		var out strings.Builder
+		for i, name := range []string{"agent", "agent --no-prefetch", "cp"} {
+			fmt.Fprintf(&out, "%20s %5.1f segments/s\n", name, float64(len(a.segments))/costs[i].wall.Seconds())
+		}
+		t.Logf("%d segments of pgbench, asked for one after the other, from a folder, %s (asked: 60 segments/s)\n%s", len(a.segments), codec, out.String())
+	}
+}
+
+// TestCalls measures a call of wal-push that finds its work done, and the peak
+// memory of the processes beside the server.
+func TestCalls(t *testing.T) {
+	for _, reach := range [][]string{nil, newBucket(t).env} {
+		a := newArchive(t, walKinds()[0], 3, reach...)
+		agent := harness.AgentBinary(t)
+		pgwal := filepath.Join(a.w.dir, "again", "pg_wal")
+		a.w.sh("mkdir -p " + pgwal + "/archive_status again/global; cp " + filepath.Join(a.s.DataDir, "global/pg_control") + " again/global/; cp " + a.plain + "/0* " + pgwal)
+		first, second := a.segments[0], a.segments[1]
+		a.w.sh("touch " + pgwal + "/archive_status/" + second + ".ready; " + agent + " wal-push " + pgwal + "/" + first + "; cp -r state/archived kept")
+		const runs = 50
+		loop := func(command string) func() cost {
+			return func() cost {
+				return a.w.sh(fmt.Sprintf("for i in $(seq %d); do rm -rf state/archived; cp -r kept state/archived; %s; done", runs, command))
+			}
+		}
+		costs := rounds(3, loop(agent+" wal-push "+pgwal+"/"+second), loop(agent+" version >/dev/null"), loop("true"))
+		each := func(i int) float64 { return (costs[i].wall - costs[2].wall).Seconds() * 1000 / runs }
+		cpu := func(i int) float64 { return (costs[i].cpu - costs[2].cpu).Seconds() * 1000 / runs }
+		t.Logf("a call that finds its work done takes %.1f ms (%.1f ms CPU), an empty run %.1f ms (%.1f ms CPU): %.2f times (asked: 1.5; 10 ms CPU for the start)",
+			each(0), cpu(0), each(1), cpu(1), each(0)/each(1))
+	}
 }
