@@ -195,7 +195,7 @@ func (b *backlog) archive(t *testing.T, reach []string, url, flags string) cost 
 	began := time.Now()
 	b.s.Exec(t, "ALTER SYSTEM SET archive_command = '"+command+"'", "SELECT pg_reload_conf()")
 	for b.waiting(t) > 0 {
-		time.Sleep(5 * time.Millisecond)
+		time.Sleep(25 * time.Millisecond)
 	}
 	c := cost{wall: time.Since(began), cpu: busy(t) - before}
 	b.s.Exec(t, "ALTER SYSTEM SET archive_command = 'false'", "SELECT pg_reload_conf()")
