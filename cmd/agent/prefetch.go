@@ -88,7 +88,12 @@ func prefetchName(args []string, segment, dest string) (beside.Name, error) {
 		}
 	}
 	settings = append(settings, "--")
-	settings = append(settings, slices.Sorted(slices.Values(os.Environ()))...)
+	for _, variable := range slices.Sorted(slices.Values(os.Environ())) {
+		// What shells set differs from call to call.
+		if name, _, _ := strings.Cut(variable, "="); !slices.Contains([]string{"_", "SHLVL", "PWD", "OLDPWD"}, name) {
+			settings = append(settings, variable)
+		}
+	}
 	for _, path := range configFiles(args) {
 		info, err := os.Stat(path)
 		if err == nil {

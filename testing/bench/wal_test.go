@@ -259,14 +259,14 @@ func TestServe(t *testing.T) {
 		a := newArchive(t, walKinds()[0], count, "AGENT_COMPRESSION="+codec)
 		recover := filepath.Join(a.w.dir, "recovering")
 		a.w.sh("mkdir -p " + recover + "/pg_wal " + recover + "/global; cp " + filepath.Join(a.s.DataDir, "global/pg_control") + " " + recover + "/global/; touch " + recover + "/recovery.signal")
+		// PostgreSQL runs its commands by a shell; $1 is the name of a segment.
 		loop := func(command string) func() cost {
-			return func() cost {
-				return a.w.sh("cd " + recover + "; for f in " + strings.Join(a.segments, " ") + "; do sh -c \"" + command + " $f pg_wal/RECOVERYXLOG\"; rm pg_wal/RECOVERYXLOG; done")
-			}
+			script := "cd " + recover + "; for f in " + strings.Join(a.segments, " ") + "; do sh -c '" + command + "' sh $f; rm pg_wal/RECOVERYXLOG; done"
+			return func() cost { return a.w.sh(script) }
 		}
 		agent := harness.AgentBinary(t)
-		costs := rounds(scale(t, "BENCH_ROUNDS", 3), loop(agent+" wal-fetch"), loop(agent+" wal-fetch --no-prefetch"),
-			loop("f() { cp "+a.plain+"/$1 $2; }; f"))
+		costs := rounds(scale(t, "BENCH_ROUNDS", 3), loop(agent+" wal-fetch $1 pg_wal/RECOVERYXLOG"),
+			loop(agent+" wal-fetch --no-prefetch $1 pg_wal/RECOVERYXLOG"), loop("cp "+a.plain+"/$1 pg_wal/RECOVERYXLOG"))
 		var out strings.Builder
 		for i, name := range []string{"agent", "agent --no-prefetch", "cp"} {
 			fmt.Fprintf(&out, "%20s %5.1f segments/s\n", name, float64(len(a.segments))/costs[i].wall.Seconds())
