@@ -120,7 +120,7 @@ func configFiles(args []string) []string {
 // prefetchLater starts the process that fetches what follows a segment, beside
 // this one. That it cannot is no failure of wal-fetch.
 func (a *app) prefetchLater(cmd *cobra.Command, cfg *config.Config, cluster repo.ClusterID, segment, dest string) {
-	if _, found := recoveryCall(os.Args[1:]); found != dest {
+	if _, found := recoveryCall(os.Args[1:]); found != dest || !recovering(filepath.Dir(filepath.Dir(dest))) {
 		return // it would never be asked
 	}
 	name, err := prefetchName(os.Args[1:], segment, dest)

@@ -167,7 +167,7 @@ func (v *vault) kinds(t *testing.T, all map[string][]version) map[string]string 
 		switch {
 		case len(parts) == 1, len(parts) == 3:
 			kinds[key] = path.Base(key)
-		case parts[2] == "wal", parts[2] == "history":
+		case parts[2] == "wal", parts[2] == "history", parts[2] == "summary":
 			kinds[key] = parts[2]
 		case parts[2] == "backup" && len(parts) == 5:
 			kinds[key] = parts[4]
@@ -214,7 +214,7 @@ func (v *vault) locked(t *testing.T) {
 			t.Errorf("%s is locked (%s) until %s", key, got.Mode, got.Until)
 		}
 	}
-	want := []string{"backup.json", "claim", "cluster.json", "data pack", "history", "manifest", "meta pack", "packs", "repository.json", "wal"}
+	want := []string{"backup.json", "claim", "cluster.json", "data pack", "history", "manifest", "meta pack", "packs", "repository.json", "summary", "wal"}
 	if diff := cmp.Diff(want, slices.Sorted(maps.Keys(count))); diff != "" {
 		t.Errorf("kinds of objects:\n%s", diff)
 	}

@@ -112,7 +112,7 @@ func TestImmutableOnTheWire(t *testing.T) {
 					continue
 				}
 				kind := path.Base(c.key)
-				for _, folder := range []string{"/pack/", "/wal/"} {
+				for _, folder := range []string{"/pack/", "/wal/", "/summary/"} {
 					if strings.Contains(c.key, folder) {
 						kind = strings.Trim(folder, "/")
 					}
@@ -123,7 +123,7 @@ func TestImmutableOnTheWire(t *testing.T) {
 					t.Errorf("the lock asked for is %+v (%v)", c, err)
 				}
 			}
-			want := []string{"backup.json", "claim", "cluster.json", "manifest", "pack", "packs", "repository.json", "wal"}
+			want := []string{"backup.json", "claim", "cluster.json", "manifest", "pack", "packs", "repository.json", "summary", "wal"}
 			if diff := cmp.Diff(want, slices.Sorted(maps.Keys(kinds))); diff != "" {
 				t.Errorf("kinds of objects:\n%s", diff)
 			}

@@ -133,11 +133,19 @@ func TestKillWALPush(t *testing.T) {
 	for _, path := range segments {
 		want = append(want, filepath.Base(path))
 	}
-	var got []string
+	var got, summaries []string
 	for key := range objects(t, filepath.Join(s.repo, "cluster")) {
-		got = append(got, filepath.Base(key))
+		if strings.Contains(key, "/summary/") {
+			summaries = append(summaries, filepath.Base(key))
+		} else {
+			got = append(got, filepath.Base(key))
+		}
 	}
 	slices.Sort(got)
+	slices.Sort(summaries)
+	if diff := cmp.Diff(want, summaries); diff != "" {
+		t.Errorf("the repository (+) does not hold the summaries of the segments (-):\n%s", diff)
+	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("the repository (+) does not hold just the segments (-):\n%s", diff)
 	}
