@@ -46,6 +46,12 @@ func (w *pushWorker) ask(ctx context.Context, file string) bool {
 	if w.err != nil {
 		return false
 	}
+	// One that hangs leaves time to archive the file here.
+	if end, ok := ctx.Deadline(); ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, time.Until(end)/2)
+		defer cancel()
+	}
 	var answer wal.FileAnswer
 	err := beside.Ask(ctx, w.name, wal.FileQuestion{File: file}, &answer)
 	if err != nil && !errors.Is(err, beside.ErrNone) {

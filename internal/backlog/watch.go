@@ -2,6 +2,8 @@ package backlog
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"io/fs"
 	"log/slog"
@@ -57,9 +59,20 @@ func (w Watch) Tell(ctx context.Context, walFile string) {
 	w.Log.Log(ctx, at, "archiving falls behind", attrs...)
 }
 
+// absolute is the path of a pg_wal that the server gives relative to its data
+// directory, in which it runs its commands.
+func absolute(pgWAL string) string {
+	if abs, err := filepath.Abs(pgWAL); err == nil {
+		return abs
+	}
+	return pgWAL
+}
+
 // due reports whether it is time for a look, and remembers it.
 func (w Watch) due(pgWAL string) bool {
-	path := filepath.Join(w.StateDir, "backlog-looked")
+	// Each server has its own: a busy one must not look for one that stalls.
+	where := sha256.Sum256([]byte(absolute(pgWAL)))
+	path := filepath.Join(w.StateDir, "backlog", hex.EncodeToString(where[:8])+".looked")
 	info, err := os.Stat(path)
 	if now := w.Now(); err == nil && now.Sub(info.ModTime()) < lookEvery && !info.ModTime().After(now) {
 		return false
@@ -67,7 +80,7 @@ func (w Watch) due(pgWAL string) bool {
 	if _, err := os.Stat(filepath.Join(pgWAL, "archive_status")); err != nil {
 		return false
 	}
-	err = os.MkdirAll(w.StateDir, 0o700)
+	err = os.MkdirAll(filepath.Dir(path), 0o700)
 	if err == nil {
 		err = os.WriteFile(path, nil, 0o600)
 	}

@@ -64,7 +64,11 @@ const (
 	longestIdle  = 2 * time.Minute
 )
 
-// idle is how long the next question may take to come.
+// idle is how long the next question may take to come. Before there were two of
+// them nothing is known of how slow replay is.
 func (p *pace) idle() time.Duration {
+	if p.interval == 0 {
+		return longestIdle
+	}
 	return max(shortestIdle, min(8*p.interval, longestIdle))
 }

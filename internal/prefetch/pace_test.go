@@ -57,7 +57,7 @@ func TestPaceGrowsAtOnce(t *testing.T) {
 
 func TestIdle(t *testing.T) {
 	for interval, want := range map[time.Duration]time.Duration{
-		0: shortestIdle, 20 * time.Millisecond: shortestIdle, 10 * time.Second: 80 * time.Second, time.Hour: longestIdle,
+		0: longestIdle, 20 * time.Millisecond: shortestIdle, 10 * time.Second: 80 * time.Second, time.Hour: longestIdle,
 	} {
 		if got := (&pace{interval: interval}).idle(); got != want {
 			t.Errorf("with %s between two questions %s, expected %s", interval, got, want)

@@ -178,6 +178,10 @@ func (w *worker) run(ctx context.Context) {
 				return
 			}
 		case <-idle.C:
+			if w.awaited() {
+				idle.Reset(w.pace.idle())
+				break
+			}
 			w.Log.Debug("nobody asks any more")
 			return
 		case <-ctx.Done():
@@ -186,6 +190,16 @@ func (w *worker) run(ctx context.Context) {
 		}
 		w.fill(ctx)
 	}
+}
+
+// awaited reports whether recovery waits for a segment that is on its way.
+func (w *worker) awaited() bool {
+	for _, s := range w.slots {
+		if len(s.waiting) > 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // answer gives a segment that is here, lets one that is on its way be waited
@@ -246,7 +260,8 @@ func (w *worker) fill(ctx context.Context) {
 		w.Log.Debug("look for free space", "error", err.Error())
 		return
 	}
-	room := min(maxBytes, free/freeShare)
+	// One is ahead of segments that are larger, too.
+	room := min(max(maxBytes, int64(w.Size)), free/freeShare)
 	for len(w.slots) < depth && w.loading < w.Loads && int64(len(w.slots)+1)*int64(w.Size) <= room {
 		w.load(ctx, w.next)
 		w.next = w.next.Next()

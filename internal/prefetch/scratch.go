@@ -21,6 +21,7 @@ type scratch struct {
 	// which are gone with the process, however that ends, or that none can be
 	// given one here.
 	named atomic.Bool
+	count atomic.Int64 // of files with a name: a segment may be fetched again while it is being forgotten
 }
 
 func openScratch(dir string) (*scratch, error) {
@@ -55,8 +56,8 @@ func (s *scratch) create(segment string) (*file, error) {
 		}
 		s.named.Store(true) // NFS, for one
 	}
-	name := wal.TempPrefix + strconv.Itoa(os.Getpid()) + "-ahead-" + segment
-	fd, err := unix.Openat(int(s.dir.Fd()), name, unix.O_CREAT|unix.O_TRUNC|unix.O_RDWR|unix.O_CLOEXEC, mode)
+	name := wal.TempPrefix + strconv.Itoa(os.Getpid()) + "-ahead" + strconv.FormatInt(s.count.Add(1), 10) + "-" + segment
+	fd, err := unix.Openat(int(s.dir.Fd()), name, unix.O_CREAT|unix.O_EXCL|unix.O_RDWR|unix.O_CLOEXEC, mode)
 	if err != nil {
 		return nil, fmt.Errorf("make file: %w", err)
 	}

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/semaphore"
@@ -70,39 +71,41 @@ func behind(path string) []postgres.WALFile {
 // most the one file before its last, and wal-fetch --end-before names it. What
 // becomes of them does not change the outcome for the one that was asked for:
 // the server asks for each of them, and is told then.
-func (p *Pusher) batch(ctx context.Context, path string, owner *postgres.Control, records *done) (over func(durable bool)) {
+func (p *Pusher) batch(ctx context.Context, path string, owner *postgres.Control, records *done) (over func(durable, existed bool)) {
 	if p.Alone || p.StateDir == "" {
-		return func(bool) {}
+		return func(bool, bool) {}
 	}
 	files := behind(path)
 	if len(files) == 0 {
-		return func(bool) {}
+		return func(bool, bool) {}
 	}
+	more := ""
 	if len(files) > batchFiles {
 		files = files[:batchFiles]
-		p.more = files[batchFiles-1].Name
+		more = files[batchFiles-1].Name
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	// A slow line belongs to the file that was asked for.
 	slow := time.AfterFunc(batchPatience, func() { cancel(errBatchOver) })
 	asked := make(chan struct{})
-	finished := make(chan struct{})
-	go func() {
-		defer close(finished)
-		a := &ahead{
-			Pusher: p, dir: filepath.Dir(path), owner: owner, records: records,
-			stop: func() { cancel(errBatchOver) }, ended: func(string, bool) {},
-		}
-		a.archive(ctx, files, asked)
-	}()
-	return func(durable bool) {
+	finished := make(chan bool, 1)
+	a := &ahead{
+		Pusher: p, dir: filepath.Dir(path), owner: owner, records: records,
+		stop: func() { cancel(errBatchOver) }, ended: func(string) {},
+	}
+	go func() { finished <- a.archive(ctx, files, asked) }()
+	return func(durable, existed bool) {
 		if durable {
+			a.shared.Store(existed)
 			close(asked)
 			slow.Reset(batchPatience)
 		} else {
 			cancel(errBatchOver)
 		}
-		<-finished
+		if all := <-finished; all && durable {
+			// Nobody goes on behind a file that could not be archived.
+			p.more = more
+		}
 		slow.Stop()
 		cancel(nil)
 	}
@@ -116,41 +119,50 @@ type ahead struct {
 	dir     string // pg_wal
 	owner   *postgres.Control
 	records *done
-	stop    func()                     // ends the rest when one fails
-	ended   func(name string, ok bool) // is told how each file ended
+	stop    func()            // ends the rest when one fails
+	ended   func(name string) // is told when a file has ended, however
+	// shared is that a file was there already: another server archives here, too,
+	// and may refuse what comes next. Then one goes at a time, so that nothing is
+	// stored behind a file that is refused.
+	shared atomic.Bool
 }
 
 // archive takes files in their order, each when all up to the last but one before
-// it are durable. asked is closed when the file ahead of all of them is.
-func (a *ahead) archive(ctx context.Context, files []postgres.WALFile, asked <-chan struct{}) {
+// it are durable. asked is closed when the file ahead of all of them is. It
+// reports whether all of them are archived in the end.
+func (a *ahead) archive(ctx context.Context, files []postgres.WALFile, asked <-chan struct{}) bool {
 	lastButOne, last := asked, asked
 	room := semaphore.NewWeighted(batchBytes)
 	var all sync.WaitGroup
+	var failed atomic.Bool
 	defer all.Wait()
 	for _, f := range files {
 		path := filepath.Join(a.dir, f.Name)
 		info, err := os.Stat(path)
 		if err != nil {
-			return
+			return false
 		}
 		weight := info.Size()
 		if a.Repo.SealsWAL() {
 			weight *= 2
 		}
 		if weight > batchBytes || room.Acquire(ctx, weight) != nil {
-			return
+			return false
 		}
 		turn, before, durable := lastButOne, last, make(chan struct{})
 		all.Go(func() {
 			one := func() bool { defer room.Release(weight); return a.one(ctx, f, path, turn, before, durable) }
 			ok := one()
-			a.ended(f.Name, ok)
+			a.ended(f.Name)
 			if !ok {
+				failed.Store(true)
 				a.stop()
 			}
 		})
 		lastButOne, last = last, durable
 	}
+	all.Wait()
+	return !failed.Load()
 }
 
 // one archives a file, when its turn has come, and records it. durable is closed
@@ -173,11 +185,23 @@ func (a *ahead) one(ctx context.Context, f postgres.WALFile, path string, turn, 
 		}
 		return err
 	}
+	ready := func(ctx context.Context) error {
+		err := await(ctx, turn)
+		if err == nil && a.shared.Load() {
+			err = await(ctx, before)
+		}
+		return err
+	}
 	c, err := a.open(f, path, a.owner)
 	if err == nil {
 		if a.records.has(c.cluster, f.Name, c.info) {
 			err = counts()
-		} else if err = a.put(ctx, c, func(ctx context.Context) error { return await(ctx, turn) }); err == nil {
+		} else if existed, perr := a.put(ctx, c, ready); perr != nil {
+			err = perr
+		} else {
+			if existed {
+				a.shared.Store(true)
+			}
 			if err = counts(); err == nil {
 				// A record stands for both, so that no summary is forgotten.
 				a.summarise(ctx, c)

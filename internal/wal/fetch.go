@@ -102,7 +102,7 @@ func (f *Fetcher) Fetch(ctx context.Context, name, dest string) error {
 			return struct{}{}, permanent(err)
 		default:
 			f.Log.Warn("waiting for the repository", "wal", name, "error", err.Error())
-			if f.Open != nil {
+			if f.Open != nil && f.Repo != nil {
 				// The handle holds the folder open that was there, which a
 				// mount that comes back covers: open what is there then.
 				if err := f.Repo.Close(); err != nil {

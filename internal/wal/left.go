@@ -90,14 +90,13 @@ func leavings(name postgres.WALFile, dir string, bytes int64) ([]leaving, error)
 // putLeft archives the unfinished segment as what it is: N.partial, of which
 // there may be several. All of its WAL that counts is in the segment of the
 // same number on the timeline that left.
-func (p *Pusher) putLeft(ctx context.Context, c *candidate, l leaving, turn func(context.Context) error) error {
+func (p *Pusher) putLeft(ctx context.Context, c *candidate, l leaving, turn func(context.Context) error) (existed bool, err error) {
 	partial := *c
-	var err error
 	if partial.name, err = postgres.ParseWALFile(c.name.Name + ".partial"); err != nil {
-		return err
+		return false, err
 	}
 	if _, err := c.file.Seek(0, io.SeekStart); err != nil {
-		return fmt.Errorf("read %s again: %w", c.name.Name, err)
+		return false, fmt.Errorf("read %s again: %w", c.name.Name, err)
 	}
 	partial.check = newSegmentCheck(partial.name, c.info.Size(), c.cluster, c.file, "")
 	p.Log.Info("archiving an unfinished segment as partial: its timeline was left inside it",

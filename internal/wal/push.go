@@ -106,14 +106,15 @@ func (p *Pusher) Push(ctx context.Context, path string) (err error) {
 	if err := p.Repo.Check(ctx); err != nil {
 		return err
 	}
-	over := func(bool) {}
+	over := func(_, _ bool) {}
 	if alone { // else what is ready behind it is the worker's
 		over = p.batch(ctx, path, owner, records)
 	}
-	if err = p.put(ctx, c, nil); err == nil {
+	existed, err := p.put(ctx, c, nil)
+	if err == nil {
 		p.summarise(ctx, c)
 	}
-	over(err == nil)
+	over(err == nil, existed)
 	if err == nil && alone && p.StateDir != "" {
 		records.sweep(ctx)
 	}
@@ -141,15 +142,15 @@ func (p *Pusher) open(name postgres.WALFile, path string, owner *postgres.Contro
 	return c, nil
 }
 
-// put archives the file.
-func (p *Pusher) put(ctx context.Context, c *candidate, turn func(context.Context) error) error {
-	existed, err := p.Repo.PutWAL(ctx, c.cluster, c.name, c.file, c.info.Size(), c.check, turn)
+// put archives the file, and tells whether it was there already.
+func (p *Pusher) put(ctx context.Context, c *candidate, turn func(context.Context) error) (existed bool, err error) {
+	existed, err = p.Repo.PutWAL(ctx, c.cluster, c.name, c.file, c.info.Size(), c.check, turn)
 	l, ok, lerr := left(c, err)
 	if ok {
 		return p.putLeft(ctx, c, l, turn)
 	}
 	if err := errors.Join(err, lerr); err != nil {
-		return fmt.Errorf("archive %s: %w", c.name.Name, err)
+		return existed, fmt.Errorf("archive %s: %w", c.name.Name, err)
 	}
 	for _, w := range c.check.Warnings() {
 		p.Log.Warn(w, "wal", c.name.Name)
@@ -159,7 +160,7 @@ func (p *Pusher) put(ctx context.Context, c *candidate, turn func(context.Contex
 	} else {
 		p.Log.Debug("archived", "wal", c.name.Name, "bytes", c.info.Size())
 	}
-	return nil
+	return existed, nil
 }
 
 func openRegular(path string) (*os.File, os.FileInfo, error) {

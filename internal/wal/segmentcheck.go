@@ -22,6 +22,7 @@ type segmentCheck struct {
 	builder *summary.Builder // nil: of a partial segment
 	sum     [32]byte
 	damage  string // a record that recovery will stop at
+	fault   string // why there is no builder any more
 }
 
 func newSegmentCheck(name postgres.WALFile, size int64, cluster repo.ClusterID, file io.ReaderAt, dir string) *segmentCheck {
@@ -35,8 +36,8 @@ func newSegmentCheck(name postgres.WALFile, size int64, cluster repo.ClusterID, 
 // Write takes the next bytes of the file.
 func (c *segmentCheck) Write(b []byte) (int, error) {
 	n, err := c.SegmentChecker.Write(b)
-	if err == nil && c.builder != nil {
-		n, err = c.builder.Write(b)
+	if err == nil {
+		c.guarded(func() { _, _ = c.builder.Write(b) }) // it never fails
 	}
 	return n, c.explain(err)
 }
@@ -44,10 +45,24 @@ func (c *segmentCheck) Write(b []byte) (int, error) {
 // Close says what the file is worth.
 func (c *segmentCheck) Close() error {
 	err := c.SegmentChecker.Close()
-	if err == nil && c.builder != nil {
-		err = c.ending()
+	if err == nil {
+		c.guarded(func() { err = c.ending() })
 	}
 	return c.explain(err)
+}
+
+// guarded does something with the records, if they are looked at. Nothing that is
+// in a segment may keep it from being archived, not even a fault of the decoder.
+func (c *segmentCheck) guarded(do func()) {
+	if c.builder == nil {
+		return
+	}
+	defer func() {
+		if r := recover(); r != nil {
+			c.builder, c.fault = nil, fmt.Sprint(r)
+		}
+	}()
+	do()
 }
 
 // Hashed is told the hash that a summary carries.
@@ -58,6 +73,9 @@ func (c *segmentCheck) Warnings() []string {
 	all := c.SegmentChecker.Warnings()
 	if c.damage != "" {
 		all = append(all, "a record in it is damaged, and recovery will stop there: look for disk errors, and take a new backup ("+c.damage+")")
+	}
+	if c.fault != "" {
+		all = append(all, "its records could not be looked at, so that there is no summary of it: please report this ("+c.fault+")")
 	}
 	return all
 }

@@ -30,16 +30,24 @@ type Summaries struct {
 // there is no summary.
 func (s Summaries) Store(ctx context.Context, cluster repo.ClusterID, f postgres.WALFile, c Check) {
 	check, ok := c.(*segmentCheck)
-	if !ok || check.builder == nil {
+	// What was stored as a partial segment was not hashed as a whole one.
+	if !ok || check.builder == nil || check.sum == [32]byte{} {
 		return
 	}
-	made, err := check.builder.Finish(check.sum)
+	var encoded []byte
+	err := summary.ErrNone
+	check.guarded(func() {
+		made, ferr := check.builder.Finish(check.sum)
+		if ferr == nil {
+			encoded = made.Encode()
+		}
+		err = ferr
+	})
 	if errors.Is(err, summary.ErrNone) {
 		s.Log.Debug("no summary", "wal", f.Name, "reason", err.Error())
 		return
 	}
 	if err == nil {
-		encoded := made.Encode()
 		err = s.Repo.PutSummary(ctx, cluster, f, encoded)
 		if s.StateDir != "" {
 			err = errors.Join(err, summary.NewLocal(filepath.Join(s.StateDir, "summary")).Put(cluster.String(), f.Name, encoded, s.Now()))

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -73,8 +74,9 @@ func (w *Worker) work(ctx context.Context, cancel context.CancelCauseFunc, after
 	first := make(chan struct{})
 	close(first)
 	rested := time.Duration(0)
+	histories := make(map[string]bool) // that were archived, and are ready until their call
 	for ctx.Err() == nil && rested < restFor {
-		files := behind(filepath.Join(w.Dir, after))
+		files := slices.DeleteFunc(behind(filepath.Join(w.Dir, after)), func(f postgres.WALFile) bool { return histories[f.Name] })
 		if len(files) == 0 {
 			if sleep(ctx, restPoll) == nil {
 				rested += restPoll
@@ -84,10 +86,15 @@ func (w *Worker) work(ctx context.Context, cancel context.CancelCauseFunc, after
 		rested = 0
 		files = files[:min(len(files), windowFiles)]
 		w.take(files)
-		a.archive(ctx, files, first)
+		all := a.archive(ctx, files, first)
 		w.release(files)
+		if !all {
+			return nil // nobody goes on behind a file that could not be archived
+		}
 		for _, f := range files {
-			if f.Kind != postgres.WALHistory {
+			if f.Kind == postgres.WALHistory {
+				histories[f.Name] = true
+			} else {
 				after = f.Name
 			}
 		}
@@ -106,7 +113,7 @@ func (w *Worker) take(files []postgres.WALFile) {
 }
 
 // ended lets the call for a file go on.
-func (w *Worker) ended(name string, _ bool) {
+func (w *Worker) ended(name string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if c, ok := w.taken[name]; ok {
@@ -118,7 +125,7 @@ func (w *Worker) ended(name string, _ bool) {
 // release is for files that were not even begun.
 func (w *Worker) release(files []postgres.WALFile) {
 	for _, f := range files {
-		w.ended(f.Name, false)
+		w.ended(f.Name)
 	}
 }
 

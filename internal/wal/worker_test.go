@@ -15,6 +15,7 @@ import (
 
 	"walagent/internal/beside"
 	"walagent/internal/postgres"
+	"walagent/internal/repo"
 	"walagent/internal/storage"
 )
 
@@ -183,5 +184,87 @@ func TestWorkerIsGone(t *testing.T) {
 	<-w.done
 	if _, err := w.restore(w.names[1]); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestMore shows that nobody goes on behind a file that the batch could not
+// archive: it would leave a hole.
+func TestMore(t *testing.T) {
+	w := newWork(t, 40)
+	bad := w.names[3]
+	refuse := true
+	w.bucket.put = func(key string) error {
+		if refuse && filepath.Base(key) == bad {
+			return storage.ErrPermission
+		}
+		return nil
+	}
+	push := func() string {
+		p := *w.push
+		if err := p.Push(t.Context(), filepath.Join(w.pgdata, "pg_wal", w.names[0])); err != nil {
+			t.Fatal(err)
+		}
+		return p.More()
+	}
+	if more := push(); more != "" {
+		t.Errorf("a worker is to go on behind %s, but %s is missing", more, bad)
+	}
+	w.start() // it would have been
+	<-w.done
+	if _, err := w.restore(w.names[5]); err == nil {
+		t.Error("a file behind the refused one was archived")
+	}
+	refuse = false
+	if more := push(); more != w.names[batchFiles] {
+		t.Errorf("a worker is to go on behind %q, expected %s", more, w.names[batchFiles])
+	}
+}
+
+// TestShared archives behind another server that has the same segments and then
+// another one of its own: nothing is stored behind that.
+func TestShared(t *testing.T) {
+	w := newWork(t, 12)
+	for i, name := range w.names[:6] {
+		body := bytes.Clone(w.bodies[name])
+		if i == 5 {
+			body[len(body)-1] ^= 1
+		}
+		other := *w.push
+		other.StateDir, other.Alone = t.TempDir(), true
+		dir := filepath.Join(t.TempDir(), "pg_wal")
+		if err := errors.Join(os.Mkdir(dir, 0o700), os.WriteFile(filepath.Join(dir, name), body, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		if err := other.Push(t.Context(), filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.push.Push(t.Context(), filepath.Join(w.pgdata, "pg_wal", w.names[0])); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range w.names[6:] {
+		if _, err := w.restore(name); err == nil {
+			t.Errorf("%s was stored behind a segment that was refused", name)
+		}
+	}
+}
+
+// TestWaitOpens waits for a repository that cannot even be opened.
+func TestWaitOpens(t *testing.T) {
+	w := newWorld(t)
+	if err := w.archive(first, fixture(t, major+"/"+first+".zst")); err != nil {
+		t.Fatal(err)
+	}
+	w.write("standby.signal", nil)
+	tries := 0
+	w.fetch.Repo = nil
+	w.fetch.Open = func(context.Context) (*repo.Repository, error) {
+		if tries++; tries == 1 {
+			return nil, storage.ErrUnavailable
+		}
+		return w.repo, nil
+	}
+	if _, err := w.restore(first); err != nil || tries != 2 {
+		t.Fatalf("%d tries, %v", tries, err)
 	}
 }

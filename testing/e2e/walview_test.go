@@ -160,7 +160,7 @@ func TestStallAlarm(t *testing.T) {
 		t.Fatal(err)
 	}
 	// The server's log has what wal-push says, once a minute: it is due now.
-	if err := os.RemoveAll(filepath.Join(s.state, "backlog-looked")); err != nil {
+	if err := os.RemoveAll(filepath.Join(s.state, "backlog")); err != nil {
 		t.Fatal(err)
 	}
 	s.Exec(t, "SELECT pg_reload_conf()") // wakes the archiver, which has given up for a minute
