@@ -135,8 +135,9 @@ func TestPromise2WALFetch(t *testing.T) {
 			syscall.SIGKILL: 137,
 		} {
 			t.Run(signal.String(), func(t *testing.T) {
-				p := harness.StartAgent(t, s.elsewhere(), "wal-fetch", name(1), dest(t), "--bandwidth", "20kB")
-				pid := pidOf(t, p, name(1))
+				to := dest(t) // other tests fetch segments of this name, too
+				p := harness.StartAgent(t, s.elsewhere(), "wal-fetch", name(1), to, "--bandwidth", "20kB")
+				pid := pidOf(t, p, name(1), to)
 				await(t, "the transfer", func() bool {
 					return ended(p) || openBelow(pid, func(target string) bool { return strings.HasPrefix(target, s.repo+"/cluster/") })
 				})
