@@ -51,11 +51,11 @@ test: install fmt-check vet lint ## Check and test everything, with real servers
 
 .PHONY: test-unit
 test-unit: go-present ## Test without servers: the short loop (PKG=./..., RUN=pattern)
-	go test -tags $(TAGS) -timeout 5m $(if $(RUN),-run '$(RUN)') $$(go list $(PKG) | grep -v '^walagent/testing')
+	go test -tags $(TAGS) -timeout 5m $(if $(RUN),-run '$(RUN)') $$(go list $(PKG) | grep -v '^agent/testing')
 
 .PHONY: test-race
 test-race: go-present ## The unit tests under the race detector (needs a C compiler)
-	CGO_ENABLED=1 go test -tags $(TAGS) -race -timeout 20m $$(go list $(PKG) | grep -v '^walagent/testing')
+	CGO_ENABLED=1 go test -tags $(TAGS) -race -timeout 20m $$(go list $(PKG) | grep -v '^agent/testing')
 
 .PHONY: vet
 vet: go-present

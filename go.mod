@@ -1,4 +1,4 @@
-module walagent
+module agent
 
 go 1.26.0
 

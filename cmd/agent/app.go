@@ -17,11 +17,11 @@ import (
 	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 
-	"walagent/internal/compress"
-	"walagent/internal/config"
-	"walagent/internal/crypto"
-	"walagent/internal/errs"
-	"walagent/internal/repo"
+	"agent/internal/compress"
+	"agent/internal/config"
+	"agent/internal/crypto"
+	"agent/internal/errs"
+	"agent/internal/repo"
 )
 
 // app is what all commands share.

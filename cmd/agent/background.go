@@ -9,10 +9,10 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"walagent/internal/beside"
-	"walagent/internal/config"
-	"walagent/internal/errs"
-	"walagent/internal/repo"
+	"agent/internal/beside"
+	"agent/internal/config"
+	"agent/internal/errs"
+	"agent/internal/repo"
 )
 
 // backgroundFlag marks a sync that a push has started.

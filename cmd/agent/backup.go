@@ -9,14 +9,14 @@ import (
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 
-	"walagent/internal/backup"
-	"walagent/internal/compress"
-	"walagent/internal/config"
-	"walagent/internal/errs"
-	"walagent/internal/host"
-	"walagent/internal/repo"
-	"walagent/internal/report"
-	"walagent/internal/wal"
+	"agent/internal/backup"
+	"agent/internal/compress"
+	"agent/internal/config"
+	"agent/internal/errs"
+	"agent/internal/host"
+	"agent/internal/repo"
+	"agent/internal/report"
+	"agent/internal/wal"
 )
 
 func (a *app) backupPush() *cobra.Command {

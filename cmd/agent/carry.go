@@ -5,8 +5,8 @@ import (
 	"slices"
 	"strings"
 
-	"walagent/internal/config"
-	"walagent/internal/storage"
+	"agent/internal/config"
+	"agent/internal/storage"
 )
 
 // fromEnvironment are the flags that say what the stores' own variables say

@@ -8,11 +8,11 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"walagent/internal/check"
-	"walagent/internal/config"
-	"walagent/internal/crypto"
-	"walagent/internal/errs"
-	"walagent/internal/storage"
+	"agent/internal/check"
+	"agent/internal/config"
+	"agent/internal/crypto"
+	"agent/internal/errs"
+	"agent/internal/storage"
 )
 
 const (

@@ -15,8 +15,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"walagent/internal/errs"
-	"walagent/internal/wal"
+	"agent/internal/errs"
+	"agent/internal/wal"
 )
 
 // version is set by the build.

@@ -11,16 +11,16 @@ import (
 	"strings"
 	"time"
 
-	"walagent/internal/config"
-	"walagent/internal/errs"
-	"walagent/internal/repo"
-	"walagent/internal/storage"
-	"walagent/internal/storage/azure"
-	"walagent/internal/storage/decorate"
-	folder "walagent/internal/storage/fs"
-	"walagent/internal/storage/gcs"
-	"walagent/internal/storage/s3"
-	"walagent/internal/storage/sftp"
+	"agent/internal/config"
+	"agent/internal/errs"
+	"agent/internal/repo"
+	"agent/internal/storage"
+	"agent/internal/storage/azure"
+	"agent/internal/storage/decorate"
+	folder "agent/internal/storage/fs"
+	"agent/internal/storage/gcs"
+	"agent/internal/storage/s3"
+	"agent/internal/storage/sftp"
 )
 
 // opening says how repositories are opened.

@@ -15,13 +15,13 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
-	"walagent/internal/beside"
-	"walagent/internal/config"
-	"walagent/internal/errs"
-	"walagent/internal/postgres"
-	"walagent/internal/prefetch"
-	"walagent/internal/repo"
-	"walagent/internal/wal"
+	"agent/internal/beside"
+	"agent/internal/config"
+	"agent/internal/errs"
+	"agent/internal/postgres"
+	"agent/internal/prefetch"
+	"agent/internal/repo"
+	"agent/internal/wal"
 )
 
 // Flags of wal-fetch that change what it answers, so that no other process

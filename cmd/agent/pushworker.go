@@ -10,10 +10,10 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"walagent/internal/beside"
-	"walagent/internal/config"
-	"walagent/internal/repo"
-	"walagent/internal/wal"
+	"agent/internal/beside"
+	"agent/internal/config"
+	"agent/internal/repo"
+	"agent/internal/wal"
 )
 
 // pushWorker is the process that archives a backlog beside the server, as one

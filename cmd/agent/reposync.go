@@ -13,9 +13,9 @@ import (
 	"github.com/gofrs/flock"
 	"github.com/spf13/cobra"
 
-	"walagent/internal/config"
-	"walagent/internal/errs"
-	"walagent/internal/repo"
+	"agent/internal/config"
+	"agent/internal/errs"
+	"agent/internal/repo"
 )
 
 // copies is how many objects a copy between repositories has in memory at a

@@ -10,12 +10,12 @@ import (
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 
-	"walagent/internal/config"
-	"walagent/internal/errs"
-	"walagent/internal/host"
-	"walagent/internal/postgres"
-	"walagent/internal/repo"
-	"walagent/internal/restore"
+	"agent/internal/config"
+	"agent/internal/errs"
+	"agent/internal/host"
+	"agent/internal/postgres"
+	"agent/internal/repo"
+	"agent/internal/restore"
 )
 
 // targetFlags are the recovery target as given on the command line.

@@ -11,7 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"walagent/internal/crypto"
+	"agent/internal/crypto"
 )
 
 func (a *app) repoCommand() *cobra.Command {

@@ -3,8 +3,8 @@ package main
 import (
 	"errors"
 
-	"walagent/internal/errs"
-	"walagent/internal/storage"
+	"agent/internal/errs"
+	"agent/internal/storage"
 )
 
 // storeAdvice gives an error of a store, which knows no kinds, the kind that

@@ -8,12 +8,12 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"walagent/internal/backlog"
-	"walagent/internal/config"
-	"walagent/internal/errs"
-	"walagent/internal/postgres"
-	"walagent/internal/repo"
-	"walagent/internal/wal"
+	"agent/internal/backlog"
+	"agent/internal/config"
+	"agent/internal/errs"
+	"agent/internal/postgres"
+	"agent/internal/repo"
+	"agent/internal/wal"
 )
 
 func (a *app) walPush() *cobra.Command {

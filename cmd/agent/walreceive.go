@@ -6,11 +6,11 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"walagent/internal/config"
-	"walagent/internal/errs"
-	"walagent/internal/postgres"
-	"walagent/internal/receive"
-	"walagent/internal/repo"
+	"agent/internal/config"
+	"agent/internal/errs"
+	"agent/internal/postgres"
+	"agent/internal/receive"
+	"agent/internal/repo"
 )
 
 func (a *app) walReceive() *cobra.Command {

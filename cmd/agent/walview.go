@@ -9,13 +9,13 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"walagent/internal/archive"
-	"walagent/internal/backlog"
-	"walagent/internal/config"
-	"walagent/internal/errs"
-	"walagent/internal/postgres"
-	"walagent/internal/repo"
-	"walagent/internal/report"
+	"agent/internal/archive"
+	"agent/internal/backlog"
+	"agent/internal/config"
+	"agent/internal/errs"
+	"agent/internal/postgres"
+	"agent/internal/repo"
+	"agent/internal/report"
 )
 
 func (a *app) walShow() *cobra.Command {

@@ -3,9 +3,9 @@ package archive
 import (
 	"errors"
 
-	"walagent/internal/postgres"
-	"walagent/internal/postgres/xlog"
-	"walagent/internal/summary"
+	"agent/internal/postgres"
+	"agent/internal/postgres/xlog"
+	"agent/internal/summary"
 )
 
 // chain follows the records from one segment to the next, in the order of a

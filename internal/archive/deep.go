@@ -8,11 +8,11 @@ import (
 	"slices"
 	"sync"
 
-	"walagent/internal/errs"
-	"walagent/internal/postgres"
-	"walagent/internal/repo"
-	"walagent/internal/storage"
-	"walagent/internal/summary"
+	"agent/internal/errs"
+	"agent/internal/postgres"
+	"agent/internal/repo"
+	"agent/internal/storage"
+	"agent/internal/summary"
 )
 
 // DeepOptions say how objects are read.

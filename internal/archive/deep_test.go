@@ -9,11 +9,11 @@ import (
 	"strings"
 	"testing"
 
-	"walagent/internal/crypto"
-	"walagent/internal/errs"
-	"walagent/internal/postgres"
-	"walagent/internal/repo"
-	"walagent/internal/summary"
+	"agent/internal/crypto"
+	"agent/internal/errs"
+	"agent/internal/postgres"
+	"agent/internal/repo"
+	"agent/internal/summary"
 )
 
 // recordsOf are those of a segment.

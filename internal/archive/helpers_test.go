@@ -13,10 +13,10 @@ import (
 
 	"go.uber.org/goleak"
 
-	"walagent/internal/compress"
-	"walagent/internal/postgres"
-	"walagent/internal/repo"
-	"walagent/internal/storage/fs"
+	"agent/internal/compress"
+	"agent/internal/postgres"
+	"agent/internal/repo"
+	"agent/internal/storage/fs"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }

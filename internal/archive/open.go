@@ -4,9 +4,9 @@ import (
 	"context"
 	"slices"
 
-	"walagent/internal/errs"
-	"walagent/internal/postgres"
-	"walagent/internal/repo"
+	"agent/internal/errs"
+	"agent/internal/postgres"
+	"agent/internal/repo"
 )
 
 // behind reports whether the backup began behind the dropped segments: on their

@@ -5,8 +5,8 @@ import (
 	"maps"
 	"slices"
 
-	"walagent/internal/postgres"
-	"walagent/internal/repo"
+	"agent/internal/postgres"
+	"agent/internal/repo"
 )
 
 // leg is the part of a recovery that goes along one timeline.

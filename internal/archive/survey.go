@@ -13,10 +13,10 @@ import (
 	"maps"
 	"slices"
 
-	"walagent/internal/errs"
-	"walagent/internal/postgres"
-	"walagent/internal/repo"
-	"walagent/internal/storage"
+	"agent/internal/errs"
+	"agent/internal/postgres"
+	"agent/internal/repo"
+	"agent/internal/storage"
 )
 
 // Survey is what the repositories hold of a cluster's WAL and what is needed to

@@ -9,10 +9,10 @@ import (
 
 	"pgregory.net/rapid"
 
-	"walagent/internal/errs"
-	"walagent/internal/postgres"
-	"walagent/internal/repo"
-	"walagent/internal/storage"
+	"agent/internal/errs"
+	"agent/internal/postgres"
+	"agent/internal/repo"
+	"agent/internal/storage"
 )
 
 func TestMissing(t *testing.T) {

@@ -7,9 +7,9 @@ import (
 	"slices"
 	"strings"
 
-	"walagent/internal/errs"
-	"walagent/internal/postgres"
-	"walagent/internal/repo"
+	"agent/internal/errs"
+	"agent/internal/postgres"
+	"agent/internal/repo"
 )
 
 // Kind says what is wrong.

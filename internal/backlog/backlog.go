@@ -16,7 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"walagent/internal/postgres"
+	"agent/internal/postgres"
 )
 
 // Backlog is what waits in a pg_wal at one moment.

@@ -11,10 +11,10 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"walagent/internal/compress"
-	"walagent/internal/errs"
-	"walagent/internal/postgres"
-	"walagent/internal/repo"
+	"agent/internal/compress"
+	"agent/internal/errs"
+	"agent/internal/postgres"
+	"agent/internal/repo"
 )
 
 // stop reads pg_control, the last file, ends backup mode and adds the files

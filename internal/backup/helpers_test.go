@@ -14,11 +14,11 @@ import (
 	"go.uber.org/goleak"
 	"golang.org/x/sync/errgroup"
 
-	"walagent/internal/compress"
-	"walagent/internal/postgres"
-	"walagent/internal/repo"
-	"walagent/internal/storage"
-	"walagent/internal/storage/fs"
+	"agent/internal/compress"
+	"agent/internal/postgres"
+	"agent/internal/repo"
+	"agent/internal/storage"
+	"agent/internal/storage/fs"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }

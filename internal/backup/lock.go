@@ -8,8 +8,8 @@ import (
 
 	"github.com/gofrs/flock"
 
-	"walagent/internal/errs"
-	"walagent/internal/repo"
+	"agent/internal/errs"
+	"agent/internal/repo"
 )
 
 // lock keeps a second backup of the cluster from this host away. The kernel

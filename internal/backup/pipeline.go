@@ -9,9 +9,9 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/time/rate"
 
-	"walagent/internal/compress"
-	"walagent/internal/delta"
-	"walagent/internal/repo"
+	"agent/internal/compress"
+	"agent/internal/delta"
+	"agent/internal/repo"
 )
 
 const (

@@ -18,9 +18,9 @@ import (
 	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
 
-	"walagent/internal/compress"
-	"walagent/internal/repo"
-	"walagent/internal/storage"
+	"agent/internal/compress"
+	"agent/internal/repo"
+	"agent/internal/storage"
 )
 
 func noise(seed uint64, n int) []byte {

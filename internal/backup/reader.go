@@ -12,11 +12,11 @@ import (
 
 	"golang.org/x/time/rate"
 
-	"walagent/internal/compress"
-	"walagent/internal/delta"
-	"walagent/internal/errs"
-	"walagent/internal/postgres"
-	"walagent/internal/repo"
+	"agent/internal/compress"
+	"agent/internal/delta"
+	"agent/internal/errs"
+	"agent/internal/postgres"
+	"agent/internal/repo"
 )
 
 // stretch is a piece of one file that is read by one worker.

@@ -10,8 +10,8 @@ import (
 	"path/filepath"
 	"testing"
 
-	"walagent/internal/compress"
-	"walagent/internal/postgres"
+	"agent/internal/compress"
+	"agent/internal/postgres"
 )
 
 // script is a file whose every reading is what the test says next; the last

@@ -15,11 +15,11 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"walagent/internal/compress"
-	"walagent/internal/errs"
-	"walagent/internal/host"
-	"walagent/internal/postgres"
-	"walagent/internal/repo"
+	"agent/internal/compress"
+	"agent/internal/errs"
+	"agent/internal/host"
+	"agent/internal/postgres"
+	"agent/internal/repo"
 )
 
 // Options are what a backup is made with.

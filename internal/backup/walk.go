@@ -15,8 +15,8 @@ import (
 	"path/filepath"
 	"strconv"
 
-	"walagent/internal/postgres"
-	"walagent/internal/repo"
+	"agent/internal/postgres"
+	"agent/internal/repo"
 )
 
 // walker goes through a data directory in the order of a manifest

@@ -10,7 +10,7 @@ import (
 	"strconv"
 	"syscall"
 
-	"walagent/internal/errs"
+	"agent/internal/errs"
 )
 
 // maxLog is the size from which a log begins anew, in bytes.

@@ -6,10 +6,10 @@ import (
 	"strings"
 	"time"
 
-	"walagent/internal/archive"
-	"walagent/internal/backlog"
-	"walagent/internal/errs"
-	"walagent/internal/repo"
+	"agent/internal/archive"
+	"agent/internal/backlog"
+	"agent/internal/errs"
+	"agent/internal/repo"
 )
 
 // backlog judges what waits in pg_wal, also where there is no connection.

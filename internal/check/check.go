@@ -17,8 +17,8 @@ import (
 	"sync"
 	"time"
 
-	"walagent/internal/errs"
-	"walagent/internal/repo"
+	"agent/internal/errs"
+	"agent/internal/repo"
 )
 
 // Status is how a check ended.

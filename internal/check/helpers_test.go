@@ -12,9 +12,9 @@ import (
 	"testing"
 	"time"
 
-	"walagent/internal/repo"
-	"walagent/internal/storage"
-	"walagent/internal/storage/fs"
+	"agent/internal/repo"
+	"agent/internal/storage"
+	"agent/internal/storage/fs"
 )
 
 // store is a folder that misbehaves where a function is set. It is no Prober;

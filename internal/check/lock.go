@@ -6,8 +6,8 @@ import (
 	"fmt"
 	"time"
 
-	"walagent/internal/errs"
-	"walagent/internal/storage"
+	"agent/internal/errs"
+	"agent/internal/storage"
 )
 
 // The times of the lock that is tried where a store does not say whether it

@@ -9,9 +9,9 @@ import (
 	"testing"
 	"time"
 
-	"walagent/internal/errs"
-	"walagent/internal/repo"
-	"walagent/internal/storage"
+	"agent/internal/errs"
+	"agent/internal/repo"
+	"agent/internal/storage"
 )
 
 // locking makes a store that locks objects for at least a time.

@@ -13,8 +13,8 @@ import (
 	"sync"
 	"time"
 
-	"walagent/internal/errs"
-	"walagent/internal/storage"
+	"agent/internal/errs"
+	"agent/internal/storage"
 )
 
 // probeRoot holds the objects of this package, apart from everything that a

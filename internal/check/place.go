@@ -9,9 +9,9 @@ import (
 	"strings"
 	"time"
 
-	"walagent/internal/errs"
-	"walagent/internal/repo"
-	"walagent/internal/storage"
+	"agent/internal/errs"
+	"agent/internal/repo"
+	"agent/internal/storage"
 )
 
 // probe checks one repository.

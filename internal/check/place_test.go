@@ -13,9 +13,9 @@ import (
 	"testing/synctest"
 	"time"
 
-	"walagent/internal/errs"
-	"walagent/internal/repo"
-	"walagent/internal/storage"
+	"agent/internal/errs"
+	"agent/internal/repo"
+	"agent/internal/storage"
 )
 
 // TestGood checks a folder that does what it must, and leaves nothing there.

@@ -11,7 +11,7 @@ import (
 
 	"github.com/dustin/go-humanize"
 
-	"walagent/internal/errs"
+	"agent/internal/errs"
 )
 
 // Report is what all checks found, in the order of Names, those of each

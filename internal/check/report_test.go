@@ -13,7 +13,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"walagent/internal/errs"
+	"agent/internal/errs"
 )
 
 func sample() Report {

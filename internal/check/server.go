@@ -10,8 +10,8 @@ import (
 	"strings"
 	"time"
 
-	"walagent/internal/errs"
-	"walagent/internal/postgres"
+	"agent/internal/errs"
+	"agent/internal/postgres"
 )
 
 // server checks PostgreSQL.

@@ -11,8 +11,8 @@ import (
 	"testing"
 	"time"
 
-	"walagent/internal/errs"
-	"walagent/internal/postgres"
+	"agent/internal/errs"
+	"agent/internal/postgres"
 )
 
 // goodInfo is what a server says that is as it should be.

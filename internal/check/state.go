@@ -8,9 +8,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"walagent/internal/crypto"
-	"walagent/internal/errs"
-	"walagent/internal/host"
+	"agent/internal/crypto"
+	"agent/internal/errs"
+	"agent/internal/host"
 )
 
 // The free space that is told, in bytes.

@@ -15,7 +15,7 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 
-	"walagent/internal/errs"
+	"agent/internal/errs"
 )
 
 // MaxFrame is the most raw bytes in one frame of ours.

@@ -7,7 +7,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
 
-	"walagent/internal/errs"
+	"agent/internal/errs"
 )
 
 func TestParse(t *testing.T) {

@@ -5,8 +5,8 @@ import (
 	"slices"
 	"strings"
 
-	"walagent/internal/errs"
-	"walagent/internal/storage"
+	"agent/internal/errs"
+	"agent/internal/storage"
 )
 
 // choose finds the repositories of this run in the layers, the lowest first. A

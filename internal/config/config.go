@@ -15,7 +15,7 @@ import (
 	"log/slog"
 	"time"
 
-	"walagent/internal/errs"
+	"agent/internal/errs"
 )
 
 // DefaultFile is read when neither --config nor AGENT_CONFIG names a file; it

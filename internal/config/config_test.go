@@ -9,7 +9,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"walagent/internal/errs"
+	"agent/internal/errs"
 )
 
 const testFile = "/c/agent.yaml"

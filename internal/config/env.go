@@ -4,7 +4,7 @@ import (
 	"slices"
 	"strings"
 
-	"walagent/internal/errs"
+	"agent/internal/errs"
 )
 
 // prefix of our variables: none of these may be unknown.

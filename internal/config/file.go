@@ -10,7 +10,7 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
-	"walagent/internal/errs"
+	"agent/internal/errs"
 )
 
 // maxFile bounds what is parsed, in bytes: a file that is bigger is not a

@@ -7,7 +7,7 @@ import (
 	"strings"
 	"testing"
 
-	"walagent/internal/errs"
+	"agent/internal/errs"
 )
 
 // FuzzLoadFile feeds files. Whatever is in them, the result is a

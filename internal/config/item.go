@@ -8,7 +8,7 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
-	"walagent/internal/errs"
+	"agent/internal/errs"
 )
 
 // item is a repository and where it and its settings were set.

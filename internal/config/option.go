@@ -7,7 +7,7 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
-	"walagent/internal/storage"
+	"agent/internal/storage"
 )
 
 // Option describes one setting for those who register flags, complete shell

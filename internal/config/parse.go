@@ -11,7 +11,7 @@ import (
 	"strings"
 	"time"
 
-	"walagent/internal/storage"
+	"agent/internal/storage"
 )
 
 // Bounds of whole numbers; WAL-G's values are cut to the upper ones.

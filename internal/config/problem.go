@@ -5,7 +5,7 @@ import (
 	"slices"
 	"strings"
 
-	"walagent/internal/errs"
+	"agent/internal/errs"
 )
 
 // problems gathers everything that is wrong, so that one run shows it all.

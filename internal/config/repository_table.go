@@ -7,7 +7,7 @@ import (
 	"strconv"
 	"strings"
 
-	"walagent/internal/storage"
+	"agent/internal/storage"
 )
 
 // none is the value that switches a setting off.

@@ -3,7 +3,7 @@ package config
 import (
 	"path/filepath"
 
-	"walagent/internal/errs"
+	"agent/internal/errs"
 )
 
 // systemStateDir is the state directory that packages make.

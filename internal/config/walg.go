@@ -8,8 +8,8 @@ import (
 	"strconv"
 	"strings"
 
-	"walagent/internal/errs"
-	"walagent/internal/storage"
+	"agent/internal/errs"
+	"agent/internal/storage"
 )
 
 // alias is a variable of WAL-G (its documentation, STORAGES.md and

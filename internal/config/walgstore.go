@@ -9,7 +9,7 @@ import (
 	"strings"
 	"time"
 
-	"walagent/internal/storage"
+	"agent/internal/storage"
 )
 
 // storeAliases are the variables of WAL-G (its documentation, STORAGES.md) for

@@ -11,7 +11,7 @@ import (
 	"time"
 	"unicode"
 
-	"walagent/internal/errs"
+	"agent/internal/errs"
 )
 
 const (

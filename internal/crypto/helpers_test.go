@@ -12,7 +12,7 @@ import (
 	"strings"
 	"testing"
 
-	"walagent/internal/errs"
+	"agent/internal/errs"
 )
 
 // generate makes an identity and its recipient.

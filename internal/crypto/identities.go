@@ -11,7 +11,7 @@ import (
 	"filippo.io/age"
 	"golang.org/x/sync/singleflight"
 
-	"walagent/internal/errs"
+	"agent/internal/errs"
 )
 
 // Sources say where identities come from; all that are given count.

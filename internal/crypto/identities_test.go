@@ -12,7 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"walagent/internal/errs"
+	"agent/internal/errs"
 )
 
 func TestSources(t *testing.T) {

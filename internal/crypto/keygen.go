@@ -9,7 +9,7 @@ import (
 
 	"filippo.io/age"
 
-	"walagent/internal/errs"
+	"agent/internal/errs"
 )
 
 // Generate makes a new identity (a secret key) and its recipient, X25519 or,

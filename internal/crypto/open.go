@@ -9,7 +9,7 @@ import (
 
 	"filippo.io/age"
 
-	"walagent/internal/errs"
+	"agent/internal/errs"
 )
 
 // Open reads the header of the sealed object in src and returns its plaintext

@@ -8,7 +8,7 @@ import (
 	"testing"
 	"testing/iotest"
 
-	"walagent/internal/errs"
+	"agent/internal/errs"
 )
 
 func TestOpenWithoutIdentity(t *testing.T) {

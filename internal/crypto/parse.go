@@ -9,7 +9,7 @@ import (
 	"filippo.io/age/agessh"
 	"golang.org/x/crypto/ssh"
 
-	"walagent/internal/errs"
+	"agent/internal/errs"
 )
 
 // parseIdentities reads identities: age secret keys one per line, OpenSSH

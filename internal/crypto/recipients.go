@@ -16,7 +16,7 @@ import (
 	"filippo.io/age/agessh"
 	"golang.org/x/crypto/ssh"
 
-	"walagent/internal/errs"
+	"agent/internal/errs"
 )
 
 // maxKeyFile bounds files of recipients or identities, in bytes.

@@ -7,7 +7,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"walagent/internal/errs"
+	"agent/internal/errs"
 )
 
 func TestParseRecipients(t *testing.T) {

@@ -13,7 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 
-	"walagent/internal/errs"
+	"agent/internal/errs"
 )
 
 // Identity is a host as a repository records it.

@@ -8,7 +8,7 @@ import (
 	"strings"
 	"testing"
 
-	"walagent/internal/errs"
+	"agent/internal/errs"
 )
 
 func TestRead(t *testing.T) {

@@ -9,7 +9,7 @@ import (
 	"math/bits"
 	"time"
 
-	"walagent/internal/errs"
+	"agent/internal/errs"
 )
 
 // ControlFileSize is the length of global/pg_control in bytes

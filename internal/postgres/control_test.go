@@ -17,7 +17,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"walagent/internal/errs"
+	"agent/internal/errs"
 )
 
 // controldata reads what pg_controldata printed.

@@ -11,7 +11,7 @@ import (
 	"path/filepath"
 	"time"
 
-	"walagent/internal/errs"
+	"agent/internal/errs"
 )
 
 // How often and at which interval a torn read of pg_control is repeated: a

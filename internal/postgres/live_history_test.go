@@ -6,8 +6,8 @@ import (
 	"path/filepath"
 	"testing"
 
-	"walagent/internal/postgres"
-	"walagent/testing/harness"
+	"agent/internal/postgres"
+	"agent/testing/harness"
 )
 
 // A recovery towards timeline 2 that stops on timeline 1, before 2 began,

@@ -10,9 +10,9 @@ import (
 	"strings"
 	"testing"
 
-	"walagent/internal/errs"
-	"walagent/internal/postgres"
-	"walagent/testing/harness"
+	"agent/internal/errs"
+	"agent/internal/postgres"
+	"agent/testing/harness"
 )
 
 func connect(t *testing.T, conninfo string) *postgres.Server {

@@ -4,7 +4,7 @@ import (
 	"fmt"
 	"strings"
 
-	"walagent/internal/errs"
+	"agent/internal/errs"
 )
 
 // RequirePrivileges is an error with all GRANTs that the role needs for a

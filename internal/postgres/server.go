@@ -11,7 +11,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"walagent/internal/errs"
+	"agent/internal/errs"
 )
 
 // goodbye is how long the server is given to see that a session ends.

@@ -11,7 +11,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
-	"walagent/internal/errs"
+	"agent/internal/errs"
 )
 
 func TestPreflight(t *testing.T) {

@@ -4,7 +4,7 @@ import (
 	"context"
 	"strings"
 
-	"walagent/internal/errs"
+	"agent/internal/errs"
 )
 
 // maxLabel is the longest label of a backup in bytes (MAXPGPATH in

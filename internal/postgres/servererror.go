@@ -9,7 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
-	"walagent/internal/errs"
+	"agent/internal/errs"
 )
 
 // SQLSTATE codes that users can do something about

@@ -7,7 +7,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"walagent/internal/errs"
+	"agent/internal/errs"
 )
 
 // Info is what a server says about itself.

@@ -3,7 +3,7 @@ package postgres
 import (
 	"context"
 
-	"walagent/internal/errs"
+	"agent/internal/errs"
 )
 
 // NextXID is the transaction id that no transaction has got yet, with its

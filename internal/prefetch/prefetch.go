@@ -16,11 +16,11 @@ import (
 	"sync"
 	"time"
 
-	"walagent/internal/beside"
-	"walagent/internal/postgres"
-	"walagent/internal/repo"
-	"walagent/internal/storage"
-	"walagent/internal/wal"
+	"agent/internal/beside"
+	"agent/internal/postgres"
+	"agent/internal/repo"
+	"agent/internal/storage"
+	"agent/internal/wal"
 )
 
 // Question is what wal-fetch asks for.

@@ -17,13 +17,13 @@ import (
 
 	"go.uber.org/goleak"
 
-	"walagent/internal/beside"
-	"walagent/internal/compress"
-	"walagent/internal/postgres"
-	"walagent/internal/repo"
-	"walagent/internal/storage"
-	"walagent/internal/storage/fs"
-	"walagent/internal/wal"
+	"agent/internal/beside"
+	"agent/internal/compress"
+	"agent/internal/postgres"
+	"agent/internal/repo"
+	"agent/internal/storage"
+	"agent/internal/storage/fs"
+	"agent/internal/wal"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }

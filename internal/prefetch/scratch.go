@@ -10,7 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"walagent/internal/wal"
+	"agent/internal/wal"
 )
 
 // scratch makes files in pg_wal that nobody sees before they are asked for, so

@@ -8,7 +8,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgconn"
 
-	"walagent/internal/errs"
+	"agent/internal/errs"
 )
 
 // SQLSTATE codes that are told apart (src/backend/utils/errcodes.txt).

@@ -9,11 +9,11 @@ import (
 
 	"go.uber.org/goleak"
 
-	"walagent/internal/compress"
-	"walagent/internal/postgres"
-	"walagent/internal/repo"
-	"walagent/internal/storage/fs"
-	"walagent/testing/harness"
+	"agent/internal/compress"
+	"agent/internal/postgres"
+	"agent/internal/repo"
+	"agent/internal/storage/fs"
+	"agent/testing/harness"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }

@@ -11,8 +11,8 @@ import (
 
 	"github.com/gofrs/flock"
 
-	"walagent/internal/errs"
-	"walagent/internal/repo"
+	"agent/internal/errs"
+	"agent/internal/repo"
 )
 
 // lock keeps a second receiver of the slot with this state directory away. The

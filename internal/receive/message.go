@@ -11,7 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgproto3"
 
-	"walagent/internal/postgres"
+	"agent/internal/postgres"
 )
 
 // message is what the server sends while it streams: WAL, a keepalive, the end

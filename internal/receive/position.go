@@ -5,9 +5,9 @@ import (
 	"fmt"
 	"math"
 
-	"walagent/internal/errs"
-	"walagent/internal/postgres"
-	"walagent/internal/repo"
+	"agent/internal/errs"
+	"agent/internal/postgres"
+	"agent/internal/repo"
 )
 
 // position is where to begin: always with a segment.

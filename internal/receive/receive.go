@@ -15,9 +15,9 @@ import (
 
 	"github.com/cenkalti/backoff/v5"
 
-	"walagent/internal/errs"
-	"walagent/internal/postgres"
-	"walagent/internal/repo"
+	"agent/internal/errs"
+	"agent/internal/postgres"
+	"agent/internal/repo"
 )
 
 // Options say what to receive and how often to store it.

@@ -6,9 +6,9 @@ import (
 	"os"
 	"path/filepath"
 
-	"walagent/internal/errs"
-	"walagent/internal/postgres"
-	"walagent/internal/repo"
+	"agent/internal/errs"
+	"agent/internal/postgres"
+	"agent/internal/repo"
 )
 
 // segmentFile holds what has come of a segment, in a file of the state

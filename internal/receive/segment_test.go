@@ -8,7 +8,7 @@ import (
 
 	"pgregory.net/rapid"
 
-	"walagent/internal/postgres"
+	"agent/internal/postgres"
 )
 
 // Whatever comes, ranges follow on each other, a recovery has to fetch very many

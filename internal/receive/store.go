@@ -11,11 +11,11 @@ import (
 
 	"github.com/cenkalti/backoff/v5"
 
-	"walagent/internal/errs"
-	"walagent/internal/postgres"
-	"walagent/internal/repo"
-	"walagent/internal/storage"
-	"walagent/internal/wal"
+	"agent/internal/errs"
+	"agent/internal/postgres"
+	"agent/internal/repo"
+	"agent/internal/storage"
+	"agent/internal/wal"
 )
 
 // store is the repository for a process that lives long. One goroutine at a

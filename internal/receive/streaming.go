@@ -10,9 +10,9 @@ import (
 
 	"github.com/jackc/pglogrepl"
 
-	"walagent/internal/errs"
-	"walagent/internal/postgres"
-	"walagent/internal/repo"
+	"agent/internal/errs"
+	"agent/internal/postgres"
+	"agent/internal/repo"
 )
 
 // How often the loop looks whether a status is due, and how often one is sent

@@ -8,8 +8,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
 
-	"walagent/internal/compress"
-	"walagent/internal/errs"
+	"agent/internal/compress"
+	"agent/internal/errs"
 )
 
 func exampleBackup() *Backup {

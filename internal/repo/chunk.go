@@ -3,7 +3,7 @@ package repo
 import (
 	"io"
 
-	"walagent/internal/compress"
+	"agent/internal/compress"
 )
 
 // EachChunk reads src to its end and hands it over in pieces of 1 MiB, the

@@ -7,8 +7,8 @@ import (
 	"fmt"
 	"time"
 
-	"walagent/internal/errs"
-	"walagent/internal/storage"
+	"agent/internal/errs"
+	"agent/internal/storage"
 )
 
 // Claims tell every host that shares a repository that a backup is being made.

@@ -13,9 +13,9 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"walagent/internal/compress"
-	"walagent/internal/errs"
-	"walagent/internal/storage"
+	"agent/internal/compress"
+	"agent/internal/errs"
+	"agent/internal/storage"
 )
 
 func claimOf(name BackupName, host string) Claim {

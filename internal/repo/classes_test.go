@@ -3,8 +3,8 @@ package repo
 import (
 	"testing"
 
-	"walagent/internal/compress"
-	"walagent/internal/errs"
+	"agent/internal/compress"
+	"agent/internal/errs"
 )
 
 // TestPromise8KeyClasses seals data, WAL and manifests to three keys: each

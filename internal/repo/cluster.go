@@ -7,8 +7,8 @@ import (
 	"fmt"
 	"time"
 
-	"walagent/internal/postgres"
-	"walagent/internal/storage"
+	"agent/internal/postgres"
+	"agent/internal/storage"
 )
 
 // Cluster is cluster.json: what stays the same for a system identifier.

@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 
-	"walagent/internal/errs"
+	"agent/internal/errs"
 )
 
 // Ensure makes the repository in the place with this name if it has none, with

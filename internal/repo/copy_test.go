@@ -8,7 +8,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"walagent/internal/errs"
+	"agent/internal/errs"
 )
 
 // copying is a repository in the first place and an empty second one.

@@ -12,7 +12,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"walagent/internal/storage"
+	"agent/internal/storage"
 )
 
 // appendDebt writes to a list behind the back of Debts.

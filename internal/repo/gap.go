@@ -11,8 +11,8 @@ import (
 	"sync"
 	"time"
 
-	"walagent/internal/postgres"
-	"walagent/internal/storage"
+	"agent/internal/postgres"
+	"agent/internal/storage"
 )
 
 // Dropped is the record of a row of segments of one timeline that were thrown

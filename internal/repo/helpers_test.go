@@ -17,10 +17,10 @@ import (
 	"go.uber.org/goleak"
 	"golang.org/x/sync/errgroup"
 
-	"walagent/internal/compress"
-	"walagent/internal/crypto"
-	"walagent/internal/storage"
-	"walagent/internal/storage/fs"
+	"agent/internal/compress"
+	"agent/internal/crypto"
+	"agent/internal/storage"
+	"agent/internal/storage/fs"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }

@@ -12,7 +12,7 @@ import (
 	"strings"
 	"time"
 
-	"walagent/internal/postgres"
+	"agent/internal/postgres"
 )
 
 // repositoryKey is the one object outside of any cluster.

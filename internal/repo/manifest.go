@@ -7,7 +7,7 @@ import (
 	"strings"
 	"time"
 
-	"walagent/internal/compress"
+	"agent/internal/compress"
 )
 
 // The root of a manifest is a stream of records in the order of a depth-first

@@ -13,9 +13,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
 
-	"walagent/internal/compress"
-	"walagent/internal/errs"
-	"walagent/internal/storage"
+	"agent/internal/compress"
+	"agent/internal/errs"
+	"agent/internal/storage"
 )
 
 // item is an entry with what its manifest says of its content.

@@ -9,8 +9,8 @@ import (
 	"math"
 	"time"
 
-	"walagent/internal/compress"
-	"walagent/internal/crypto"
+	"agent/internal/compress"
+	"agent/internal/crypto"
 )
 
 // FilePart is a part of a file together with the section that has its frames.

@@ -12,10 +12,10 @@ import (
 	"sync"
 	"time"
 
-	"walagent/internal/compress"
-	"walagent/internal/crypto"
-	"walagent/internal/errs"
-	"walagent/internal/storage"
+	"agent/internal/compress"
+	"agent/internal/crypto"
+	"agent/internal/errs"
+	"agent/internal/storage"
 )
 
 // headSize is how much of an object is enough to find the hash of its raw

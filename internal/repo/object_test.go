@@ -14,9 +14,9 @@ import (
 
 	"pgregory.net/rapid"
 
-	"walagent/internal/compress"
-	"walagent/internal/postgres"
-	"walagent/internal/storage"
+	"agent/internal/compress"
+	"agent/internal/postgres"
+	"agent/internal/storage"
 )
 
 func TestPutOwned(t *testing.T) {

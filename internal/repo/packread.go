@@ -8,8 +8,8 @@ import (
 	"hash"
 	"io"
 
-	"walagent/internal/crypto"
-	"walagent/internal/errs"
+	"agent/internal/crypto"
+	"agent/internal/errs"
 )
 
 // PackStream yields the opened content of a stored pack in order, from one

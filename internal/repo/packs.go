@@ -10,8 +10,8 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"walagent/internal/crypto"
-	"walagent/internal/storage"
+	"agent/internal/crypto"
+	"agent/internal/storage"
 )
 
 // PackKind says what a pack holds, and so which class of keys opens it.

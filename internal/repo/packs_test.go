@@ -10,9 +10,9 @@ import (
 	"sync"
 	"testing"
 
-	"walagent/internal/compress"
-	"walagent/internal/errs"
-	"walagent/internal/storage"
+	"agent/internal/compress"
+	"agent/internal/errs"
+	"agent/internal/storage"
 )
 
 // Many writers fill packs while others are uploaded; every frame must be found

@@ -11,7 +11,7 @@ import (
 	"strings"
 	"time"
 
-	"walagent/internal/errs"
+	"agent/internal/errs"
 )
 
 // Pins remember, in the state directory, which repository was seen at which

@@ -8,7 +8,7 @@ import (
 	"sync"
 	"time"
 
-	"walagent/internal/storage"
+	"agent/internal/storage"
 )
 
 // Place is one of the stores that hold a repository's objects, the same in

@@ -6,8 +6,8 @@ import (
 	"fmt"
 	"io"
 
-	"walagent/internal/errs"
-	"walagent/internal/storage"
+	"agent/internal/errs"
+	"agent/internal/storage"
 )
 
 // source is one stored copy of objects: a place, or an older version in it.

@@ -8,9 +8,9 @@ import (
 	"strings"
 	"testing"
 
-	"walagent/internal/errs"
-	"walagent/internal/postgres"
-	"walagent/internal/storage"
+	"agent/internal/errs"
+	"agent/internal/postgres"
+	"agent/internal/storage"
 )
 
 // restore reads all of a backup as a restore does: backup.json, the list of

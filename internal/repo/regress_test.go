@@ -9,7 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"walagent/internal/storage"
+	"agent/internal/storage"
 )
 
 // A place is remembered by one name, also where its URL alone does not say

@@ -14,10 +14,10 @@ import (
 	"sync"
 	"time"
 
-	"walagent/internal/compress"
-	"walagent/internal/crypto"
-	"walagent/internal/errs"
-	"walagent/internal/storage"
+	"agent/internal/compress"
+	"agent/internal/crypto"
+	"agent/internal/errs"
+	"agent/internal/storage"
 )
 
 // Format is the version of the repository format that this package writes and

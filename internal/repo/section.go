@@ -7,7 +7,7 @@ import (
 	"math"
 	"slices"
 
-	"walagent/internal/compress"
+	"agent/internal/compress"
 )
 
 // A section holds the runs of a bounded set of file parts together with the

@@ -15,8 +15,8 @@ import (
 	"testing"
 	"time"
 
-	"walagent/internal/postgres"
-	"walagent/internal/storage"
+	"agent/internal/postgres"
+	"agent/internal/storage"
 )
 
 // spot is a bucket in memory with a URL of its own, which can be down, keeps

@@ -7,7 +7,7 @@ import (
 	"io"
 	"os"
 
-	"walagent/internal/storage"
+	"agent/internal/storage"
 )
 
 // spoolMemory is how much of a spool stays in memory.

@@ -11,10 +11,10 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
 
-	"walagent/internal/compress"
-	"walagent/internal/errs"
-	"walagent/internal/postgres"
-	"walagent/internal/storage"
+	"agent/internal/compress"
+	"agent/internal/errs"
+	"agent/internal/postgres"
+	"agent/internal/storage"
 )
 
 const streamSize = postgres.MinSegmentSize

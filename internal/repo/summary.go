@@ -8,10 +8,10 @@ import (
 	"fmt"
 	"io"
 
-	"walagent/internal/compress"
-	"walagent/internal/errs"
-	"walagent/internal/postgres"
-	"walagent/internal/storage"
+	"agent/internal/compress"
+	"agent/internal/errs"
+	"agent/internal/postgres"
+	"agent/internal/storage"
 )
 
 // maxSummary bounds the raw bytes of a summary: two pieces of records of at

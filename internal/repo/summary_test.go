@@ -5,9 +5,9 @@ import (
 	"errors"
 	"testing"
 
-	"walagent/internal/compress"
-	"walagent/internal/errs"
-	"walagent/internal/storage"
+	"agent/internal/compress"
+	"agent/internal/errs"
+	"agent/internal/storage"
 )
 
 const summaryObject = "cluster/07321654987321654987/summary/0000000100000000/" + segmentName

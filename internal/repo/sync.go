@@ -8,8 +8,8 @@ import (
 	"strings"
 	"sync"
 
-	"walagent/internal/errs"
-	"walagent/internal/storage"
+	"agent/internal/errs"
+	"agent/internal/storage"
 )
 
 // SyncOptions say what Sync brings where.

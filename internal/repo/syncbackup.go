@@ -9,9 +9,9 @@ import (
 	"slices"
 	"strings"
 
-	"walagent/internal/compress"
-	"walagent/internal/errs"
-	"walagent/internal/storage"
+	"agent/internal/compress"
+	"agent/internal/errs"
+	"agent/internal/storage"
 )
 
 // backup brings a backup to the target: its packs with those that it borrows,

@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"iter"
 
-	"walagent/internal/storage"
+	"agent/internal/storage"
 )
 
 // stream is a listing that is read step by step, beside others.

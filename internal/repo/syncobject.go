@@ -12,9 +12,9 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"walagent/internal/crypto"
-	"walagent/internal/errs"
-	"walagent/internal/storage"
+	"agent/internal/crypto"
+	"agent/internal/errs"
+	"agent/internal/storage"
 )
 
 // syncMemory is how much of an object stays in memory: a whole pack does.

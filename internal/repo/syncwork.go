@@ -9,9 +9,9 @@ import (
 	"strconv"
 	"strings"
 
-	"walagent/internal/errs"
-	"walagent/internal/postgres"
-	"walagent/internal/storage"
+	"agent/internal/errs"
+	"agent/internal/postgres"
+	"agent/internal/storage"
 )
 
 // Folders of a cluster in the order in which they are brought: what planning a

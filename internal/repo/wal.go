@@ -9,9 +9,9 @@ import (
 	"strings"
 	"sync/atomic"
 
-	"walagent/internal/errs"
-	"walagent/internal/postgres"
-	"walagent/internal/storage"
+	"agent/internal/errs"
+	"agent/internal/postgres"
+	"agent/internal/storage"
 )
 
 // WALCheck is told every byte of a WAL file in order, and says at the end

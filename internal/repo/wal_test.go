@@ -13,10 +13,10 @@ import (
 
 	"pgregory.net/rapid"
 
-	"walagent/internal/compress"
-	"walagent/internal/errs"
-	"walagent/internal/postgres"
-	"walagent/internal/storage"
+	"agent/internal/compress"
+	"agent/internal/errs"
+	"agent/internal/postgres"
+	"agent/internal/storage"
 )
 
 const segmentName = "000000010000000000000009"

@@ -13,10 +13,10 @@ import (
 	"slices"
 	"strings"
 
-	"walagent/internal/compress"
-	"walagent/internal/crypto"
-	"walagent/internal/postgres"
-	"walagent/internal/storage"
+	"agent/internal/compress"
+	"agent/internal/crypto"
+	"agent/internal/postgres"
+	"agent/internal/storage"
 )
 
 // walInMemory is the largest WAL file whose object is built in memory, from

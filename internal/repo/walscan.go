@@ -10,8 +10,8 @@ import (
 	"sync"
 	"time"
 
-	"walagent/internal/postgres"
-	"walagent/internal/storage"
+	"agent/internal/postgres"
+	"agent/internal/storage"
 )
 
 // WALRange is a row of archived segments of one timeline without a hole.

@@ -14,10 +14,10 @@ import (
 
 	"pgregory.net/rapid"
 
-	"walagent/internal/compress"
-	"walagent/internal/errs"
-	"walagent/internal/postgres"
-	"walagent/internal/storage"
+	"agent/internal/compress"
+	"agent/internal/errs"
+	"agent/internal/postgres"
+	"agent/internal/storage"
 )
 
 // spans are ranges as "first-last" by timeline.

@@ -14,7 +14,7 @@ import (
 
 	"github.com/dustin/go-humanize"
 
-	"walagent/internal/repo"
+	"agent/internal/repo"
 )
 
 // Backup is a backup as `backup-list --json` and `backup-show --json` print

@@ -12,7 +12,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"walagent/internal/repo"
+	"agent/internal/repo"
 )
 
 func examples() []*repo.Backup {

@@ -6,8 +6,8 @@ import (
 	"strings"
 	"text/tabwriter"
 
-	"walagent/internal/archive"
-	"walagent/internal/repo"
+	"agent/internal/archive"
+	"agent/internal/repo"
 )
 
 // Verified is what `wal-verify --json` prints.

@@ -9,10 +9,10 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"walagent/internal/archive"
-	"walagent/internal/backlog"
-	"walagent/internal/postgres"
-	"walagent/internal/repo"
+	"agent/internal/archive"
+	"agent/internal/backlog"
+	"agent/internal/postgres"
+	"agent/internal/repo"
 )
 
 // WAL is what `wal-show --json` prints.

@@ -10,11 +10,11 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"walagent/internal/archive"
-	"walagent/internal/backlog"
-	"walagent/internal/errs"
-	"walagent/internal/postgres"
-	"walagent/internal/repo"
+	"agent/internal/archive"
+	"agent/internal/backlog"
+	"agent/internal/errs"
+	"agent/internal/postgres"
+	"agent/internal/repo"
 )
 
 // exampleSurvey has two timelines, a hole, dropped segments and two places.

@@ -12,9 +12,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
-	"walagent/internal/errs"
-	"walagent/internal/postgres"
-	"walagent/internal/repo"
+	"agent/internal/errs"
+	"agent/internal/postgres"
+	"agent/internal/repo"
 )
 
 // me is a user that exists, for tests that run as root.

@@ -13,9 +13,9 @@ import (
 
 	"github.com/gofrs/flock"
 
-	"walagent/internal/errs"
-	"walagent/internal/postgres"
-	"walagent/internal/repo"
+	"agent/internal/errs"
+	"agent/internal/postgres"
+	"agent/internal/repo"
 )
 
 // markerName is in each directory that a restore fills while it is not

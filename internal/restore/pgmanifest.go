@@ -14,7 +14,7 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"walagent/internal/postgres"
+	"agent/internal/postgres"
 )
 
 // pgManifest writes a backup_manifest that pg_verifybackup accepts

@@ -12,10 +12,10 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"walagent/internal/errs"
-	"walagent/internal/host"
-	"walagent/internal/postgres"
-	"walagent/internal/repo"
+	"agent/internal/errs"
+	"agent/internal/host"
+	"agent/internal/postgres"
+	"agent/internal/repo"
 )
 
 // Options are what a backup is restored with.

@@ -10,7 +10,7 @@ import (
 	"strings"
 	"time"
 
-	"walagent/internal/postgres"
+	"agent/internal/postgres"
 )
 
 const autoConf = "postgresql.auto.conf"

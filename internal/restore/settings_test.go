@@ -8,8 +8,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"walagent/internal/host"
-	"walagent/internal/repo"
+	"agent/internal/host"
+	"agent/internal/repo"
 )
 
 func TestRewriteSettings(t *testing.T) {

@@ -11,9 +11,9 @@ import (
 	"strconv"
 	"time"
 
-	"walagent/internal/errs"
-	"walagent/internal/postgres"
-	"walagent/internal/repo"
+	"agent/internal/errs"
+	"agent/internal/postgres"
+	"agent/internal/repo"
 )
 
 // TargetKind says by what a recovery target is given.

@@ -7,7 +7,7 @@ import (
 	"slices"
 	"strings"
 
-	"walagent/internal/errs"
+	"agent/internal/errs"
 )
 
 // The schemes of repository URLs.

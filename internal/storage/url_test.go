@@ -4,7 +4,7 @@ import (
 	"strings"
 	"testing"
 
-	"walagent/internal/errs"
+	"agent/internal/errs"
 )
 
 func TestParseURL(t *testing.T) {

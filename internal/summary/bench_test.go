@@ -3,7 +3,7 @@ package summary
 import (
 	"testing"
 
-	"walagent/internal/postgres/xlog/xlogtest"
+	"agent/internal/postgres/xlog/xlogtest"
 )
 
 // BenchmarkBuilder summarises segments of 16 MiB, written in chunks of 1 MiB

@@ -4,7 +4,7 @@ import (
 	"errors"
 	"fmt"
 
-	"walagent/internal/postgres/xlog"
+	"agent/internal/postgres/xlog"
 )
 
 // ErrNone says that nothing can be said of what was read.

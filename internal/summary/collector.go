@@ -1,8 +1,8 @@
 package summary
 
 import (
-	"walagent/internal/postgres"
-	"walagent/internal/postgres/xlog"
+	"agent/internal/postgres"
+	"agent/internal/postgres/xlog"
 )
 
 // collector applies records to a table.

@@ -6,8 +6,8 @@ import (
 	"fmt"
 	"math"
 
-	"walagent/internal/postgres"
-	"walagent/internal/postgres/xlog"
+	"agent/internal/postgres"
+	"agent/internal/postgres/xlog"
 )
 
 var (

@@ -5,7 +5,7 @@ import (
 	"math"
 	"math/bits"
 
-	"walagent/internal/postgres/xlog"
+	"agent/internal/postgres/xlog"
 )
 
 // format is the version of the encoding, its first byte.

@@ -14,7 +14,7 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 
-	"walagent/internal/postgres"
+	"agent/internal/postgres"
 )
 
 // load reads a packed segment of internal/postgres/testdata.

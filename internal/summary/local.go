@@ -8,7 +8,7 @@ import (
 	"strings"
 	"time"
 
-	"walagent/internal/errs"
+	"agent/internal/errs"
 )
 
 // Local keeps encoded summaries in a folder of this host, for as long as an

@@ -3,8 +3,8 @@ package summary
 import (
 	"fmt"
 
-	"walagent/internal/postgres"
-	"walagent/internal/postgres/xlog"
+	"agent/internal/postgres"
+	"agent/internal/postgres/xlog"
 )
 
 // ChainError says where a row of summaries does not hold all changes, or does

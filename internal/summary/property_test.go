@@ -9,9 +9,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
 
-	"walagent/internal/postgres"
-	"walagent/internal/postgres/xlog"
-	"walagent/internal/postgres/xlog/xlogtest"
+	"agent/internal/postgres"
+	"agent/internal/postgres/xlog"
+	"agent/internal/postgres/xlog/xlogtest"
 )
 
 var sameTables = cmp.Comparer(func(a, b *Table) bool { return slices.Equal(lines(a), lines(b)) })

@@ -1,8 +1,8 @@
 package summary
 
 import (
-	"walagent/internal/postgres"
-	"walagent/internal/postgres/xlog"
+	"agent/internal/postgres"
+	"agent/internal/postgres/xlog"
 )
 
 // Version is that of the rules by which a summary is made of a segment. A

@@ -13,8 +13,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"walagent/internal/postgres"
-	"walagent/internal/postgres/xlog"
+	"agent/internal/postgres"
+	"agent/internal/postgres/xlog"
 )
 
 // ranged collects the records of segments that begin in [from, to): the range

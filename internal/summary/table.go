@@ -7,8 +7,8 @@ import (
 	"math"
 	"slices"
 
-	"walagent/internal/postgres"
-	"walagent/internal/postgres/xlog"
+	"agent/internal/postgres"
+	"agent/internal/postgres/xlog"
 )
 
 // NoLimit is the limit of a fork that was neither made nor cut.

@@ -14,7 +14,7 @@ import (
 
 	"golang.org/x/sync/semaphore"
 
-	"walagent/internal/postgres"
+	"agent/internal/postgres"
 )
 
 const (

@@ -3,8 +3,8 @@ package wal
 import (
 	"io"
 
-	"walagent/internal/postgres"
-	"walagent/internal/repo"
+	"agent/internal/postgres"
+	"agent/internal/repo"
 )
 
 // Check is told the bytes of a WAL file, says at the end whether it may be

@@ -10,8 +10,8 @@ import (
 	"syscall"
 	"time"
 
-	"walagent/internal/errs"
-	"walagent/internal/repo"
+	"agent/internal/errs"
+	"agent/internal/repo"
 )
 
 // done remembers, in the state directory, which WAL files were archived before

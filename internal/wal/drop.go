@@ -9,10 +9,10 @@ import (
 	"strings"
 	"time"
 
-	"walagent/internal/errs"
-	"walagent/internal/postgres"
-	"walagent/internal/repo"
-	"walagent/internal/storage"
+	"agent/internal/errs"
+	"agent/internal/postgres"
+	"agent/internal/repo"
+	"agent/internal/storage"
 )
 
 // Dropper archives as Pusher does, until more WAL waits than the server may

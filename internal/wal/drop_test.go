@@ -13,10 +13,10 @@ import (
 	"testing"
 	"time"
 
-	"walagent/internal/errs"
-	"walagent/internal/postgres"
-	"walagent/internal/repo"
-	"walagent/internal/storage"
+	"agent/internal/errs"
+	"agent/internal/postgres"
+	"agent/internal/repo"
+	"agent/internal/storage"
 )
 
 // flood is a server whose repository takes small objects and no WAL.

@@ -15,10 +15,10 @@ import (
 
 	"github.com/cenkalti/backoff/v5"
 
-	"walagent/internal/errs"
-	"walagent/internal/postgres"
-	"walagent/internal/repo"
-	"walagent/internal/storage"
+	"agent/internal/errs"
+	"agent/internal/postgres"
+	"agent/internal/repo"
+	"agent/internal/storage"
 )
 
 // defaultSegmentSize is initdb's, for a cluster of which nothing else is known.

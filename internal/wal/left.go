@@ -8,7 +8,7 @@ import (
 	"os"
 	"path/filepath"
 
-	"walagent/internal/postgres"
+	"agent/internal/postgres"
 )
 
 // leaving says where a timeline was left.

@@ -8,7 +8,7 @@ import (
 	"strings"
 	"testing"
 
-	"walagent/internal/errs"
+	"agent/internal/errs"
 )
 
 // The fixture's timeline 2 left timeline 1 at 0/A019D0: inside the first page

@@ -14,9 +14,9 @@ import (
 	"path/filepath"
 	"time"
 
-	"walagent/internal/errs"
-	"walagent/internal/postgres"
-	"walagent/internal/repo"
+	"agent/internal/errs"
+	"agent/internal/postgres"
+	"agent/internal/repo"
 )
 
 // Pusher archives WAL files into a repository.

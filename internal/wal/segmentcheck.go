@@ -5,11 +5,11 @@ import (
 	"fmt"
 	"io"
 
-	"walagent/internal/errs"
-	"walagent/internal/postgres"
-	"walagent/internal/postgres/xlog"
-	"walagent/internal/repo"
-	"walagent/internal/summary"
+	"agent/internal/errs"
+	"agent/internal/postgres"
+	"agent/internal/postgres/xlog"
+	"agent/internal/repo"
+	"agent/internal/summary"
 )
 
 // segmentCheck turns the verdict on a segment into advice, and summarises it on

@@ -9,10 +9,10 @@ import (
 	"os"
 	"path/filepath"
 
-	"walagent/internal/errs"
-	"walagent/internal/postgres"
-	"walagent/internal/repo"
-	"walagent/internal/storage"
+	"agent/internal/errs"
+	"agent/internal/postgres"
+	"agent/internal/repo"
+	"agent/internal/storage"
 )
 
 // streamed serves what wal-receive has stored of a segment that no repository

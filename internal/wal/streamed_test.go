@@ -7,9 +7,9 @@ import (
 	"path/filepath"
 	"testing"
 
-	"walagent/internal/errs"
-	"walagent/internal/postgres"
-	"walagent/internal/repo"
+	"agent/internal/errs"
+	"agent/internal/postgres"
+	"agent/internal/repo"
 )
 
 // stream stores bytes [from, to) of the first segment as wal-receive does.

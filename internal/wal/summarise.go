@@ -7,9 +7,9 @@ import (
 	"path/filepath"
 	"time"
 
-	"walagent/internal/postgres"
-	"walagent/internal/repo"
-	"walagent/internal/summary"
+	"agent/internal/postgres"
+	"agent/internal/repo"
+	"agent/internal/summary"
 )
 
 // Summaries stores what was found out about segments while they were archived.

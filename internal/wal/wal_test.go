@@ -21,12 +21,12 @@ import (
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
-	"walagent/internal/compress"
-	"walagent/internal/errs"
-	"walagent/internal/postgres"
-	"walagent/internal/repo"
-	"walagent/internal/storage"
-	"walagent/internal/storage/fs"
+	"agent/internal/compress"
+	"agent/internal/errs"
+	"agent/internal/postgres"
+	"agent/internal/repo"
+	"agent/internal/storage"
+	"agent/internal/storage/fs"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }

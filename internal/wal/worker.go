@@ -9,8 +9,8 @@ import (
 	"sync"
 	"time"
 
-	"walagent/internal/beside"
-	"walagent/internal/postgres"
+	"agent/internal/beside"
+	"agent/internal/postgres"
 )
 
 // FileQuestion is what wal-push asks the worker.

@@ -13,10 +13,10 @@ import (
 	"sync"
 	"testing"
 
-	"walagent/internal/beside"
-	"walagent/internal/postgres"
-	"walagent/internal/repo"
-	"walagent/internal/storage"
+	"agent/internal/beside"
+	"agent/internal/postgres"
+	"agent/internal/repo"
+	"agent/internal/storage"
 )
 
 // moved is the first fixture with the addresses of another segment.

@@ -20,7 +20,7 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"walagent/testing/harness"
+	"agent/testing/harness"
 )
 
 // cost is what one run took.

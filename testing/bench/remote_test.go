@@ -10,8 +10,8 @@ import (
 	"testing"
 	"time"
 
-	"walagent/testing/harness"
-	"walagent/testing/stores"
+	"agent/testing/harness"
+	"agent/testing/stores"
 )
 
 // bucket is an S3 server whose answers come late by request.

@@ -13,7 +13,7 @@ import (
 	"testing"
 	"time"
 
-	"walagent/testing/harness"
+	"agent/testing/harness"
 )
 
 // walKind is a kind of WAL to archive and recover.

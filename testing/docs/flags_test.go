@@ -6,7 +6,7 @@ import (
 	"strings"
 	"testing"
 
-	"walagent/testing/harness"
+	"agent/testing/harness"
 )
 
 // TestAgentCommands looks for every command of the agent that the texts name,

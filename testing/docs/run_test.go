@@ -11,7 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"walagent/testing/harness"
+	"agent/testing/harness"
 )
 
 // scratchPaths are the paths in the documents that stand for folders of the

@@ -16,8 +16,8 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/google/go-cmp/cmp"
 
-	"walagent/testing/harness"
-	"walagent/testing/stores"
+	"agent/testing/harness"
+	"agent/testing/stores"
 )
 
 // examples are pairs: what a document calls by the name of an example, and what

@@ -14,10 +14,10 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"walagent/internal/config"
-	"walagent/internal/errs"
-	"walagent/internal/repo"
-	"walagent/internal/report"
+	"agent/internal/config"
+	"agent/internal/errs"
+	"agent/internal/repo"
+	"agent/internal/report"
 )
 
 // kinds are the names of errs' kinds, in their order.

@@ -10,7 +10,7 @@ import (
 	"syscall"
 	"testing"
 
-	"walagent/testing/harness"
+	"agent/testing/harness"
 )
 
 // processes lists those whose command line has all the texts.

@@ -7,7 +7,7 @@ import (
 	"strings"
 	"testing"
 
-	"walagent/testing/harness"
+	"agent/testing/harness"
 )
 
 // TestBadInput gives backup-push and its kin what the real world gives them.

@@ -10,8 +10,8 @@ import (
 	"strings"
 	"testing"
 
-	"walagent/testing/harness"
-	"walagent/testing/stores"
+	"agent/testing/harness"
+	"agent/testing/stores"
 )
 
 // tally is what went to an S3 service.

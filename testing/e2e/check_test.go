@@ -18,8 +18,8 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
 
-	"walagent/testing/harness"
-	"walagent/testing/stores"
+	"agent/testing/harness"
+	"agent/testing/stores"
 )
 
 // checked is what `agent check --json` prints.

@@ -9,7 +9,7 @@ import (
 	"strings"
 	"testing"
 
-	"walagent/testing/harness"
+	"agent/testing/harness"
 )
 
 // kept is a site with one backup and some WAL behind it, whose server is gone:

@@ -12,7 +12,7 @@ import (
 
 	"go.uber.org/goleak"
 
-	"walagent/testing/harness"
+	"agent/testing/harness"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }

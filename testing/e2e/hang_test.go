@@ -7,7 +7,7 @@ import (
 	"syscall"
 	"testing"
 
-	"walagent/testing/harness"
+	"agent/testing/harness"
 )
 
 // hangingFolder is a mounted file system that never answers, as an NFS server

@@ -7,8 +7,8 @@ import (
 	"strings"
 	"testing"
 
-	"walagent/internal/postgres"
-	"walagent/testing/harness"
+	"agent/internal/postgres"
+	"agent/testing/harness"
 )
 
 // hosts are servers of one cluster that archive into one repository, each with

@@ -22,10 +22,10 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 	"github.com/google/go-cmp/cmp"
 
-	"walagent/internal/compress"
-	"walagent/internal/storage/transport"
-	"walagent/testing/harness"
-	"walagent/testing/stores"
+	"agent/internal/compress"
+	"agent/internal/storage/transport"
+	"agent/testing/harness"
+	"agent/testing/stores"
 )
 
 const (

@@ -14,7 +14,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"walagent/testing/harness"
+	"agent/testing/harness"
 )
 
 // walDir makes a cluster with n whole segments in pg_wal, stops it and returns

@@ -13,7 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/jackc/pgx/v5"
 
-	"walagent/testing/harness"
+	"agent/testing/harness"
 )
 
 // writers is the number of connections that write.

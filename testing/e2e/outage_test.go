@@ -7,8 +7,8 @@ import (
 	"strings"
 	"testing"
 
-	"walagent/testing/harness"
-	"walagent/testing/stores"
+	"agent/testing/harness"
+	"agent/testing/stores"
 )
 
 // recoverable is a site whose server has gone, with three rows: one in the

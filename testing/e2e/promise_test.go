@@ -8,7 +8,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"walagent/testing/harness"
+	"agent/testing/harness"
 )
 
 // TestPromise5InPlace restores the recorded directory on the recorded host,

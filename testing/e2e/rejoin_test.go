@@ -6,7 +6,7 @@ import (
 	"strings"
 	"testing"
 
-	"walagent/testing/harness"
+	"agent/testing/harness"
 )
 
 // TestHostsRejoin is the lab of three instances: failover, a third that

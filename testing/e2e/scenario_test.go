@@ -11,8 +11,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"walagent/internal/postgres"
-	"walagent/testing/harness"
+	"agent/internal/postgres"
+	"agent/testing/harness"
 )
 
 // variant is how the scenario differs between majors, so that together they

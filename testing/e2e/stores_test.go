@@ -8,8 +8,8 @@ import (
 	"testing"
 	"time"
 
-	"walagent/testing/harness"
-	"walagent/testing/stores"
+	"agent/testing/harness"
+	"agent/testing/stores"
 )
 
 // remote is a store on the other side of a network that can be broken.

@@ -12,10 +12,10 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/jackc/pgx/v5"
 
-	"walagent/internal/postgres"
-	"walagent/internal/postgres/xlog"
-	"walagent/internal/summary"
-	"walagent/testing/harness"
+	"agent/internal/postgres"
+	"agent/internal/postgres/xlog"
+	"agent/internal/summary"
+	"agent/testing/harness"
 )
 
 // recordedServer is a server whose WAL stays in pg_wal.

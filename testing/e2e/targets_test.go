@@ -9,7 +9,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"walagent/testing/harness"
+	"agent/testing/harness"
 )
 
 // TestTargets recovers to every kind of target, from one history: row i of

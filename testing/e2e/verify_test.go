@@ -12,8 +12,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"walagent/internal/postgres"
-	"walagent/testing/harness"
+	"agent/internal/postgres"
+	"agent/testing/harness"
 )
 
 // healthy checks a running server with the tools that PostgreSQL has for it:

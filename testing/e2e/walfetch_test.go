@@ -7,7 +7,7 @@ import (
 	"syscall"
 	"testing"
 
-	"walagent/testing/harness"
+	"agent/testing/harness"
 )
 
 // notFound fails the test unless wal-fetch said "not found".

@@ -10,7 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"walagent/testing/harness"
+	"agent/testing/harness"
 )
 
 // copyTo copies a WAL file to a folder that belongs to no cluster, changed by

@@ -16,8 +16,8 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 
-	"walagent/testing/harness"
-	"walagent/testing/stores"
+	"agent/testing/harness"
+	"agent/testing/stores"
 )
 
 // walShown is what the tests read of `agent wal-show --json`.

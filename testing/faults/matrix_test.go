@@ -12,8 +12,8 @@ import (
 	"testing"
 	"time"
 
-	"walagent/internal/storage"
-	"walagent/testing/stores"
+	"agent/internal/storage"
+	"agent/testing/stores"
 )
 
 const (

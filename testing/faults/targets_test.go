@@ -15,13 +15,13 @@ import (
 
 	"go.uber.org/goleak"
 
-	"walagent/internal/storage"
-	"walagent/internal/storage/azure"
-	"walagent/internal/storage/decorate"
-	"walagent/internal/storage/gcs"
-	"walagent/internal/storage/s3"
-	"walagent/internal/storage/sftp"
-	"walagent/testing/stores"
+	"agent/internal/storage"
+	"agent/internal/storage/azure"
+	"agent/internal/storage/decorate"
+	"agent/internal/storage/gcs"
+	"agent/internal/storage/s3"
+	"agent/internal/storage/sftp"
+	"agent/testing/stores"
 )
 
 // TestMain lets all backends run at a time, whatever the number of cores: they

@@ -10,7 +10,7 @@ import (
 	"sync"
 	"testing"
 
-	"walagent/internal/storage"
+	"agent/internal/storage"
 )
 
 // throttle is a reverse proxy that tells clients to come back later.

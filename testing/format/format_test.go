@@ -15,7 +15,7 @@ import (
 	"filippo.io/age"
 	"github.com/google/go-cmp/cmp"
 
-	"walagent/testing/harness"
+	"agent/testing/harness"
 )
 
 // TestSecondImplementation compares what docs/format.md gives with what

@@ -16,12 +16,12 @@ import (
 	"filippo.io/age"
 	"github.com/google/go-cmp/cmp"
 
-	"walagent/internal/compress"
-	"walagent/internal/crypto"
-	"walagent/internal/postgres"
-	"walagent/internal/repo"
-	"walagent/internal/storage/fs"
-	"walagent/internal/summary"
+	"agent/internal/compress"
+	"agent/internal/crypto"
+	"agent/internal/postgres"
+	"agent/internal/repo"
+	"agent/internal/storage/fs"
+	"agent/internal/summary"
 )
 
 // readSummary reads a summary as docs/format.md says and describes it in lines.

@@ -13,7 +13,7 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/container"
 
-	"walagent/internal/storage/transport"
+	"agent/internal/storage/transport"
 )
 
 // AzuriteAccount and AzuriteKey are the published credentials of every Azurite.

@@ -10,7 +10,7 @@ import (
 	"os"
 	"testing"
 
-	"walagent/internal/storage/transport"
+	"agent/internal/storage/transport"
 )
 
 // GCSOptions of a server of StartGCS.

@@ -26,7 +26,7 @@ import (
 	"testing"
 	"time"
 
-	"walagent/testing/harness"
+	"agent/testing/harness"
 )
 
 // startLimit bounds the wait for a server.

@@ -4,7 +4,7 @@ import (
 	"encoding/binary"
 	"hash/crc32"
 
-	"walagent/internal/postgres"
+	"agent/internal/postgres"
 )
 
 // MaxKept bounds the bytes that are kept of a record that is put together and

@@ -4,7 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 
-	"walagent/internal/postgres"
+	"agent/internal/postgres"
 )
 
 // Decoder finds the records in the bytes of one segment file, which are

@@ -12,8 +12,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
 
-	"walagent/internal/postgres"
-	"walagent/internal/postgres/xlog/xlogtest"
+	"agent/internal/postgres"
+	"agent/internal/postgres/xlog/xlogtest"
 )
 
 // decodeAll decodes segments that follow each other and joins the records

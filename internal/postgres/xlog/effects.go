@@ -5,7 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 
-	"walagent/internal/postgres"
+	"agent/internal/postgres"
 )
 
 // Effects is told what a record does beyond the blocks that it names.

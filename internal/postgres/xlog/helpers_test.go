@@ -9,7 +9,7 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 
-	"walagent/internal/postgres"
+	"agent/internal/postgres"
 )
 
 // load reads a packed file of the parent's testdata.

@@ -5,7 +5,7 @@ import (
 	"errors"
 	"fmt"
 
-	"walagent/internal/postgres"
+	"agent/internal/postgres"
 )
 
 // ErrPieces is wrapped by errors about pieces that are not of one record.

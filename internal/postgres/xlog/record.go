@@ -5,7 +5,7 @@ import (
 	"errors"
 	"fmt"
 
-	"walagent/internal/postgres"
+	"agent/internal/postgres"
 )
 
 // RMID is the number of a resource manager, to which a record belongs

@@ -1,6 +1,6 @@
 package xlog
 
-import "walagent/internal/postgres"
+import "agent/internal/postgres"
 
 // Ending says how the WAL in a segment file ends.
 type Ending uint8

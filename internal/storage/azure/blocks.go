@@ -16,7 +16,7 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blockblob"
 	"golang.org/x/sync/errgroup"
 
-	"walagent/internal/storage"
+	"agent/internal/storage"
 )
 
 // errStaging says that the right to stage blocks is missing.

@@ -10,7 +10,7 @@ import (
 	"io"
 	"sync"
 
-	"walagent/internal/storage"
+	"agent/internal/storage"
 )
 
 // digest is what is computed of a body on its way.

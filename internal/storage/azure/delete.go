@@ -12,7 +12,7 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/bloberror"
 	"golang.org/x/sync/errgroup"
 
-	"walagent/internal/storage"
+	"agent/internal/storage"
 )
 
 // batchSize is what the service takes in one request ("Blob Batch").

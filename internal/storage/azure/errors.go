@@ -17,8 +17,8 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/azidentity"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/bloberror"
 
-	"walagent/internal/errs"
-	"walagent/internal/storage"
+	"agent/internal/errs"
+	"agent/internal/storage"
 )
 
 // bodyError is an error of the source, kept from translation.

@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"strings"
 
-	"walagent/internal/storage"
+	"agent/internal/storage"
 )
 
 // Names of metadata must be C# identifiers, and their case is lost on the way

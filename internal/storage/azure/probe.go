@@ -7,7 +7,7 @@ import (
 
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/container"
 
-	"walagent/internal/storage"
+	"agent/internal/storage"
 )
 
 // Probe asks for the container's properties and lists one version of a blob;

@@ -11,8 +11,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"walagent/internal/errs"
-	"walagent/internal/storage"
+	"agent/internal/errs"
+	"agent/internal/storage"
 )
 
 // The answers here are those of the REST reference ("List Blobs", "Get Blob

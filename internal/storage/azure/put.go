@@ -14,7 +14,7 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/bloberror"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blockblob"
 
-	"walagent/internal/storage"
+	"agent/internal/storage"
 )
 
 // Sizes of bodies, in bytes. The service takes 5,000 MiB by Put Blob and

@@ -9,7 +9,7 @@ import (
 	"sync"
 	"testing"
 
-	"walagent/testing/stores"
+	"agent/testing/stores"
 )
 
 // recorder stands before a server and keeps what goes over the wire.

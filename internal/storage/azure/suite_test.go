@@ -14,9 +14,9 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/container"
 	"github.com/golang-jwt/jwt/v5"
 
-	"walagent/internal/storage"
-	"walagent/internal/storage/storagetest"
-	"walagent/testing/stores"
+	"agent/internal/storage"
+	"agent/internal/storage/storagetest"
+	"agent/testing/stores"
 )
 
 // counter makes names of containers that no other test has.

@@ -9,7 +9,7 @@ import (
 
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/container"
 
-	"walagent/internal/storage"
+	"agent/internal/storage"
 )
 
 // Versions yields every version; see storage.Bucket. It holds the versions of

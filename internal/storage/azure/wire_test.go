@@ -17,8 +17,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
 
-	"walagent/internal/storage"
-	"walagent/testing/stores"
+	"agent/internal/storage"
+	"agent/testing/stores"
 )
 
 // zeros is a body in memory, or a plain stream.

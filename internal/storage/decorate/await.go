@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"time"
 
-	"walagent/internal/storage"
+	"agent/internal/storage"
 )
 
 // wait is something to wait for, and how long.

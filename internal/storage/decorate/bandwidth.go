@@ -7,7 +7,7 @@ import (
 
 	"golang.org/x/time/rate"
 
-	"walagent/internal/storage"
+	"agent/internal/storage"
 )
 
 // BandwidthOptions are limits in bytes per second, over all operations of one

@@ -8,7 +8,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"walagent/internal/storage"
+	"agent/internal/storage"
 )
 
 // Bodies take the time that their length and the limit say, in both

@@ -9,7 +9,7 @@ import (
 	"strings"
 	"sync/atomic"
 
-	"walagent/internal/storage"
+	"agent/internal/storage"
 )
 
 // KindCounts are the requests of one kind.

@@ -8,7 +8,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"walagent/internal/storage"
+	"agent/internal/storage"
 )
 
 func TestCount(t *testing.T) {

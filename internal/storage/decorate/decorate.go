@@ -9,7 +9,7 @@ import (
 	"errors"
 	"io"
 
-	"walagent/internal/storage"
+	"agent/internal/storage"
 )
 
 // source is a source whose bodies are wrapped.

@@ -13,9 +13,9 @@ import (
 
 	"go.uber.org/goleak"
 
-	"walagent/internal/storage"
-	"walagent/internal/storage/fs"
-	"walagent/internal/storage/storagetest"
+	"agent/internal/storage"
+	"agent/internal/storage/fs"
+	"agent/internal/storage/storagetest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }

@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"io"
 
-	"walagent/internal/storage"
+	"agent/internal/storage"
 )
 
 // resuming reads a stretch of an object, and opens what is left of it anew

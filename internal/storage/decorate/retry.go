@@ -12,7 +12,7 @@ import (
 
 	"github.com/cenkalti/backoff/v5"
 
-	"walagent/internal/storage"
+	"agent/internal/storage"
 )
 
 // RetryOptions say how often and how long. The zero value of each field means

@@ -10,7 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"walagent/internal/storage"
+	"agent/internal/storage"
 )
 
 // told is an error that says when to come back.

@@ -14,7 +14,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"walagent/internal/storage"
+	"agent/internal/storage"
 )
 
 var errBroken = fmt.Errorf("%w: connection reset", storage.ErrUnavailable)

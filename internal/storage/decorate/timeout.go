@@ -8,7 +8,7 @@ import (
 	"iter"
 	"time"
 
-	"walagent/internal/storage"
+	"agent/internal/storage"
 )
 
 // TimeoutOptions say how long a store may let us wait. The zero value of each

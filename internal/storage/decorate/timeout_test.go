@@ -14,7 +14,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"walagent/internal/storage"
+	"agent/internal/storage"
 )
 
 // obedience is how a store that hangs takes the end of its context.

@@ -7,7 +7,7 @@ import (
 	"sync"
 	"time"
 
-	"walagent/internal/storage"
+	"agent/internal/storage"
 )
 
 // open opens an object within Base; its reader is watched until it is closed.

@@ -10,7 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"walagent/internal/storage"
+	"agent/internal/storage"
 )
 
 // Clean removes unfinished files that were last written before the given time,

@@ -7,7 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"walagent/internal/storage"
+	"agent/internal/storage"
 )
 
 // Delete removes objects; see storage.Bucket. What was removed is durable when

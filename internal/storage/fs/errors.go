@@ -8,8 +8,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"walagent/internal/errs"
-	"walagent/internal/storage"
+	"agent/internal/errs"
+	"agent/internal/storage"
 )
 
 // errRaced says that a directory was removed while it was being used: a Delete

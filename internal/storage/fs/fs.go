@@ -29,8 +29,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"walagent/internal/errs"
-	"walagent/internal/storage"
+	"agent/internal/errs"
+	"agent/internal/storage"
 )
 
 // Modes of what is created, before the umask.

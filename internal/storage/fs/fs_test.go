@@ -8,8 +8,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"walagent/internal/storage"
-	"walagent/internal/storage/storagetest"
+	"agent/internal/storage"
+	"agent/internal/storage/storagetest"
 )
 
 func openIn(t *testing.T, root string, sys system) *Bucket {

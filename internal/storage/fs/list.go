@@ -11,7 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"walagent/internal/storage"
+	"agent/internal/storage"
 )
 
 // batch is how many directory entries are taken at once, and how many objects

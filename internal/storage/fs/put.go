@@ -9,7 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"walagent/internal/storage"
+	"agent/internal/storage"
 )
 
 // attempts bounds how often a Put begins again because a Delete removed the

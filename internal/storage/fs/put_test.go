@@ -17,7 +17,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
-	"walagent/internal/storage"
+	"agent/internal/storage"
 )
 
 var testTime = time.Date(2026, 11, 20, 10, 15, 30, 0, time.UTC)

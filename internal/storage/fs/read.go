@@ -10,7 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"walagent/internal/storage"
+	"agent/internal/storage"
 )
 
 // Get opens the object; see storage.Bucket. The reader looks at ctx before

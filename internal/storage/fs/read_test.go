@@ -11,7 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"walagent/internal/storage"
+	"agent/internal/storage"
 )
 
 // A file that shrinks under a reader is never a clean end.

@@ -11,8 +11,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"walagent/internal/errs"
-	"walagent/internal/storage"
+	"agent/internal/errs"
+	"agent/internal/storage"
 )
 
 func TestOpenRefuses(t *testing.T) {

@@ -8,7 +8,7 @@ import (
 	"io"
 	"os"
 
-	"walagent/internal/storage"
+	"agent/internal/storage"
 )
 
 const (

@@ -8,7 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"walagent/internal/storage"
+	"agent/internal/storage"
 )
 
 // errNoUnnamed says that an unnamed file could be made but not be linked.

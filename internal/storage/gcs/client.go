@@ -12,9 +12,9 @@ import (
 	"cloud.google.com/go/auth/httptransport"
 	gstorage "cloud.google.com/go/storage"
 
-	"walagent/internal/errs"
-	"walagent/internal/storage"
-	"walagent/internal/storage/transport"
+	"agent/internal/errs"
+	"agent/internal/storage"
+	"agent/internal/storage/transport"
 )
 
 const (

@@ -11,7 +11,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"walagent/internal/storage"
+	"agent/internal/storage"
 )
 
 // Delete removes objects, one request for each, several at a time; see

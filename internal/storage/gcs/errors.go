@@ -19,8 +19,8 @@ import (
 	"cloud.google.com/go/compute/metadata"
 	"google.golang.org/api/googleapi"
 
-	"walagent/internal/errs"
-	"walagent/internal/storage"
+	"agent/internal/errs"
+	"agent/internal/storage"
 )
 
 // The operations, as errors name them.

@@ -16,9 +16,9 @@ import (
 	"testing"
 	"time"
 
-	"walagent/internal/errs"
-	"walagent/internal/storage"
-	"walagent/testing/stores"
+	"agent/internal/errs"
+	"agent/internal/storage"
+	"agent/testing/stores"
 )
 
 // says answers each request with an error: in XML to reads of the XML API,

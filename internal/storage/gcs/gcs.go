@@ -29,8 +29,8 @@ import (
 	gstorage "cloud.google.com/go/storage"
 	"google.golang.org/api/option"
 
-	"walagent/internal/errs"
-	"walagent/internal/storage"
+	"agent/internal/errs"
+	"agent/internal/storage"
 )
 
 // Options of a bucket. Credentials are no option: they are Google's

@@ -21,9 +21,9 @@ import (
 
 	gstorage "cloud.google.com/go/storage"
 
-	"walagent/internal/errs"
-	"walagent/internal/storage"
-	"walagent/testing/stores"
+	"agent/internal/errs"
+	"agent/internal/storage"
+	"agent/testing/stores"
 )
 
 func TestOpenRefuses(t *testing.T) {

@@ -11,7 +11,7 @@ import (
 	gstorage "cloud.google.com/go/storage"
 	"google.golang.org/api/iterator"
 
-	"walagent/internal/storage"
+	"agent/internal/storage"
 )
 
 // List yields objects; see storage.Bucket. Google lists strongly consistently

@@ -8,7 +8,7 @@ import (
 
 	gstorage "cloud.google.com/go/storage"
 
-	"walagent/internal/storage"
+	"agent/internal/storage"
 )
 
 // Probe describes the bucket; see storage.Prober. That needs the right

@@ -12,7 +12,7 @@ import (
 
 	gstorage "cloud.google.com/go/storage"
 
-	"walagent/internal/storage"
+	"agent/internal/storage"
 )
 
 const (

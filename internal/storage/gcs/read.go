@@ -17,7 +17,7 @@ import (
 
 	gstorage "cloud.google.com/go/storage"
 
-	"walagent/internal/storage"
+	"agent/internal/storage"
 )
 
 // Headers of the XML API ("HTTP headers and query string parameters").

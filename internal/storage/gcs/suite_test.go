@@ -5,9 +5,9 @@ import (
 	"sync/atomic"
 	"testing"
 
-	"walagent/internal/storage"
-	"walagent/internal/storage/storagetest"
-	"walagent/testing/stores"
+	"agent/internal/storage"
+	"agent/internal/storage/storagetest"
+	"agent/testing/stores"
 )
 
 func openIn(t *testing.T, o Options) *Bucket {

@@ -25,8 +25,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"walagent/internal/storage"
-	"walagent/testing/stores"
+	"agent/internal/storage"
+	"agent/testing/stores"
 )
 
 // call is a request as it came over the wire.

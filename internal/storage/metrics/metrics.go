@@ -8,7 +8,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"walagent/internal/storage/decorate"
+	"agent/internal/storage/decorate"
 )
 
 // collector shows counts to Prometheus.

@@ -9,7 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/common/expfmt"
 
-	"walagent/internal/storage/decorate"
+	"agent/internal/storage/decorate"
 )
 
 func TestCollector(t *testing.T) {
@@ -58,11 +58,11 @@ walagent_storage_requests_total{kind="stat",repository="file:///backup"} 0
 
 // archive_command pays for what the binary links with each segment.
 func TestAgentDoesNotLinkPrometheus(t *testing.T) {
-	out, err := exec.CommandContext(t.Context(), "go", "list", "-deps", "walagent/cmd/agent").Output()
+	out, err := exec.CommandContext(t.Context(), "go", "list", "-deps", "agent/cmd/agent").Output()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !strings.Contains(string(out), "walagent/internal/storage/decorate\n") {
+	if !strings.Contains(string(out), "agent/internal/storage/decorate\n") {
 		t.Fatalf("not the list of what it needs:\n%s", out)
 	}
 	for pkg := range strings.Lines(string(out)) {

@@ -6,8 +6,8 @@ import (
 	"regexp"
 	"strings"
 
-	"walagent/internal/errs"
-	"walagent/internal/storage"
+	"agent/internal/errs"
+	"agent/internal/storage"
 )
 
 // answered gives an answer its class, by its code and, where that says

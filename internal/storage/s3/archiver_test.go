@@ -12,8 +12,8 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 
-	"walagent/internal/storage"
-	"walagent/testing/stores"
+	"agent/internal/storage"
+	"agent/testing/stores"
 )
 
 // testArchiver wants that a host with the least rights can do its work, and

@@ -7,7 +7,7 @@ import (
 	"syscall"
 	"testing"
 
-	"walagent/internal/storage"
+	"agent/internal/storage"
 )
 
 // BenchmarkPut sends packs of 32 MiB to a service that only reads them; the

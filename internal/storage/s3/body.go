@@ -14,7 +14,7 @@ import (
 	"hash/crc32"
 	"io"
 
-	"walagent/internal/storage"
+	"agent/internal/storage"
 )
 
 const (

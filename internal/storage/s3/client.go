@@ -15,8 +15,8 @@ import (
 	"github.com/aws/smithy-go/middleware"
 	smithyhttp "github.com/aws/smithy-go/transport/http"
 
-	"walagent/internal/errs"
-	"walagent/internal/storage/transport"
+	"agent/internal/errs"
+	"agent/internal/storage/transport"
 )
 
 // regionOfOthers is what S3-compatible services go by if nobody named a region.

@@ -10,7 +10,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 
-	"walagent/internal/storage"
+	"agent/internal/storage"
 )
 
 // List yields the objects, a thousand by each request; see storage.Bucket.

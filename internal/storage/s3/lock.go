@@ -5,7 +5,7 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 
-	"walagent/internal/storage"
+	"agent/internal/storage"
 )
 
 // lock gives the headers that lock an object as it is created

@@ -14,7 +14,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 	"golang.org/x/sync/errgroup"
 
-	"walagent/internal/storage"
+	"agent/internal/storage"
 )
 
 const (

@@ -11,7 +11,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 
-	"walagent/internal/storage"
+	"agent/internal/storage"
 )
 
 // Probe asks what the bucket is; see storage.Prober. It lists one object,

@@ -9,7 +9,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 
-	"walagent/internal/storage"
+	"agent/internal/storage"
 )
 
 // singleMax is the largest body, in bytes, that is sent by one PutObject.

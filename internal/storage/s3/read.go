@@ -13,7 +13,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 
-	"walagent/internal/storage"
+	"agent/internal/storage"
 )
 
 // Get opens the whole object by one request; see storage.Bucket.

@@ -16,9 +16,9 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 
-	"walagent/internal/errs"
-	"walagent/internal/storage"
-	"walagent/testing/stores"
+	"agent/internal/errs"
+	"agent/internal/storage"
+	"agent/testing/stores"
 )
 
 // ownTests are what every server can show beyond the suite.

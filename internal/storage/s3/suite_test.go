@@ -4,10 +4,10 @@ import (
 	"testing"
 	"time"
 
-	"walagent/internal/storage"
-	"walagent/internal/storage/decorate"
-	"walagent/internal/storage/storagetest"
-	"walagent/testing/stores"
+	"agent/internal/storage"
+	"agent/internal/storage/decorate"
+	"agent/internal/storage/storagetest"
+	"agent/testing/stores"
 )
 
 // in gives the options for a bucket of a server. Credentials come by the

@@ -12,7 +12,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 
-	"walagent/internal/storage"
+	"agent/internal/storage"
 )
 
 // Versions yields the versions, a thousand by each request; see

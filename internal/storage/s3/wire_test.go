@@ -19,7 +19,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"walagent/internal/storage"
+	"agent/internal/storage"
 )
 
 // recorder is a service that takes everything and remembers what it got.

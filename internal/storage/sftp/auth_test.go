@@ -14,9 +14,9 @@ import (
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/crypto/ssh/agent"
 
-	"walagent/internal/errs"
-	"walagent/internal/storage"
-	"walagent/testing/stores"
+	"agent/internal/errs"
+	"agent/internal/storage"
+	"agent/testing/stores"
 )
 
 // probe opens a bucket over the server's folder and asks for one answer.

@@ -8,8 +8,8 @@ import (
 	"testing"
 	"time"
 
-	"walagent/internal/storage"
-	"walagent/testing/stores"
+	"agent/internal/storage"
+	"agent/testing/stores"
 )
 
 // BenchmarkObjects moves 512 MiB in objects of 32 MiB, four at a time, the way

@@ -10,8 +10,8 @@ import (
 
 	"github.com/pkg/sftp"
 
-	"walagent/internal/errs"
-	"walagent/internal/storage"
+	"agent/internal/errs"
+	"agent/internal/storage"
 )
 
 // create makes the folder of the repository and those above it.

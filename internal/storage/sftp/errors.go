@@ -9,8 +9,8 @@ import (
 
 	"github.com/pkg/sftp"
 
-	"walagent/internal/errs"
-	"walagent/internal/storage"
+	"agent/internal/errs"
+	"agent/internal/storage"
 )
 
 // Status codes of later drafts that some servers send in version 3 too

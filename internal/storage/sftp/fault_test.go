@@ -11,9 +11,9 @@ import (
 	"testing"
 	"time"
 
-	"walagent/internal/storage"
-	"walagent/internal/storage/decorate"
-	"walagent/testing/stores"
+	"agent/internal/storage"
+	"agent/internal/storage/decorate"
+	"agent/testing/stores"
 )
 
 // proxied is a bucket behind a proxy that breaks things, over one connection.

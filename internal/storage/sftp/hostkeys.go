@@ -13,7 +13,7 @@ import (
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/crypto/ssh/knownhosts"
 
-	"walagent/internal/errs"
+	"agent/internal/errs"
 )
 
 // hostKeys is what known_hosts says of one server.

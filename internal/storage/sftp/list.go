@@ -9,7 +9,7 @@ import (
 	"slices"
 	"strings"
 
-	"walagent/internal/storage"
+	"agent/internal/storage"
 )
 
 // lookAhead is how many of the directories that come next are read before

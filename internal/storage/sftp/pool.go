@@ -5,7 +5,7 @@ import (
 	"errors"
 	"sync"
 
-	"walagent/internal/storage"
+	"agent/internal/storage"
 )
 
 // pool is a few connections, made when they are needed.

@@ -7,7 +7,7 @@ import (
 	"github.com/pkg/sftp"
 	"golang.org/x/crypto/ssh"
 
-	"walagent/internal/storage"
+	"agent/internal/storage"
 )
 
 // Probe tells the free space, as far as the server says it, and who the server

@@ -10,8 +10,8 @@ import (
 
 	"github.com/pkg/sftp"
 
-	"walagent/internal/errs"
-	"walagent/internal/storage"
+	"agent/internal/errs"
+	"agent/internal/storage"
 )
 
 // attempts bounds how often a Put begins again because a Delete removed the

@@ -10,7 +10,7 @@ import (
 
 	"github.com/pkg/sftp"
 
-	"walagent/internal/storage"
+	"agent/internal/storage"
 )
 
 // Get opens the object; see storage.Bucket. Two answers of the server are

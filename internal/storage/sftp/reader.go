@@ -8,7 +8,7 @@ import (
 
 	"github.com/pkg/sftp"
 
-	"walagent/internal/storage"
+	"agent/internal/storage"
 )
 
 // ahead is how many bytes of a file are asked for before they are needed:

@@ -33,8 +33,8 @@ import (
 	"sync/atomic"
 	"time"
 
-	"walagent/internal/errs"
-	"walagent/internal/storage"
+	"agent/internal/errs"
+	"agent/internal/storage"
 )
 
 // Modes of what is created, after the server's umask.

@@ -13,9 +13,9 @@ import (
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
-	"walagent/internal/errs"
-	"walagent/internal/storage"
-	"walagent/testing/stores"
+	"agent/internal/errs"
+	"agent/internal/storage"
+	"agent/testing/stores"
 )
 
 // start starts a server for a test that leaves no goroutine behind.

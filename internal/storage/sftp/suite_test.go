@@ -5,9 +5,9 @@ import (
 	"path/filepath"
 	"testing"
 
-	"walagent/internal/storage"
-	"walagent/internal/storage/storagetest"
-	"walagent/testing/stores"
+	"agent/internal/storage"
+	"agent/internal/storage/storagetest"
+	"agent/testing/stores"
 )
 
 // optionsFor opens a folder on the server.

@@ -12,8 +12,8 @@ import (
 
 	"github.com/pkg/sftp"
 
-	"walagent/internal/errs"
-	"walagent/internal/storage"
+	"agent/internal/errs"
+	"agent/internal/storage"
 )
 
 // temp is an unfinished file.

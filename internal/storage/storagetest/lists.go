@@ -11,7 +11,7 @@ import (
 	"sync"
 	"time"
 
-	"walagent/internal/storage"
+	"agent/internal/storage"
 )
 
 // fill puts objects whose bytes are their keys, several at a time.

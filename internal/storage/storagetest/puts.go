@@ -8,7 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"walagent/internal/storage"
+	"agent/internal/storage"
 )
 
 func (s *suite) testRoundTrip() {

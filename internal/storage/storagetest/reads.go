@@ -8,7 +8,7 @@ import (
 	"math/rand/v2"
 	"strings"
 
-	"walagent/internal/storage"
+	"agent/internal/storage"
 )
 
 func (s *suite) testNotFound() {

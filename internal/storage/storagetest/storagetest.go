@@ -12,7 +12,7 @@ import (
 
 	"go.uber.org/goleak"
 
-	"walagent/internal/storage"
+	"agent/internal/storage"
 )
 
 // Harness is one store, empty at first, for one test.

@@ -11,7 +11,7 @@ import (
 	"os"
 	"time"
 
-	"walagent/internal/errs"
+	"agent/internal/errs"
 )
 
 // Options of a client.

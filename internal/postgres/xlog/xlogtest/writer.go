@@ -6,7 +6,7 @@ import (
 	"encoding/binary"
 	"hash/crc32"
 
-	"walagent/internal/postgres"
+	"agent/internal/postgres"
 )
 
 // SystemID is the system identifier in what a Writer writes.
