@@ -12,6 +12,7 @@ import (
 	"agent/internal/backup"
 	"agent/internal/compress"
 	"agent/internal/config"
+	"agent/internal/delta"
 	"agent/internal/errs"
 	"agent/internal/host"
 	"agent/internal/repo"
@@ -21,13 +22,20 @@ import (
 
 func (a *app) backupPush() *cobra.Command {
 	var concurrent, asJSON bool
+	var incremental backup.Incremental
 	cmd := &cobra.Command{
 		Use:     "backup-push [PGDATA]",
 		GroupID: "backup",
 		Short:   "Take a backup of the running server",
-		Long: `Takes a full backup of the running server, on its host and as its user. Finds the
+		Long: `Takes a backup of the running server, on its host and as its user. Finds the
 server by libpq's variables (PGHOST, PGPORT, PGUSER, ...) or the connection
 setting. PGDATA, if given, must be the data directory that the server reports.
+
+Where a fitting earlier backup exists only what has changed since is read and
+stored; the backup is complete all the same, and is restored like any other. A
+full backup is made where there is none, where what has changed cannot be told
+for certain (the log says why), after full_every or max_incrementals, and with
+--full.
 
 Page checksums are checked while reading. A backup with damaged pages is made
 and marked, and the command ends with status 13.
@@ -49,6 +57,8 @@ backup.`,
 				return err
 			}
 			opts.AllowConcurrent = concurrent
+			incremental.FullEvery, incremental.Most = cfg.FullEvery, cfg.MaxIncrementals
+			opts.Incremental = incremental
 			progress := a.progress()
 			opts.Progress = func(p backup.Progress) {
 				progress.update(p.Phase, p.Read, p.Total, p.Elapsed, "stored", humanize.IBytes(uint64(p.Stored)))
@@ -63,6 +73,9 @@ backup.`,
 			return errors.Join(err, a.pushSummary(res, asJSON))
 		},
 	}
+	cmd.Flags().BoolVar(&incremental.Full, "full", false, "read and store everything, whatever earlier backups there are")
+	cmd.Flags().StringVar(&incremental.Parent, "parent", "", "the backup to build on, instead of the newest that fits: `NAME`")
+	cmd.Flags().StringVar(&incremental.Detect, "detect", delta.Auto, "how to find out what has changed: `auto`, summaries (ours), server (17 and newer), or lsn (by reading everything)")
 	cmd.Flags().BoolVar(&concurrent, "allow-concurrent", false, "do not refuse while another backup of this cluster is being made")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print the backup as a JSON object")
 	return cmd
