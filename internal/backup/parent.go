@@ -272,7 +272,7 @@ func (b *run) detect(ctx context.Context, since *repo.Backup, manifest *repo.Man
 	}
 	return d.Detect(ctx, b.Incremental.Detect, delta.Range{
 		Cluster: b.cluster(), Major: b.info.Major, SegmentSize: b.control.WALSegmentSize,
-		From: since.StartLSN, To: start, History: b.history,
+		From: since.StartLSN, ParentStop: since.StopLSN, To: start, History: b.history,
 	})
 }
 
