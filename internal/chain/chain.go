@@ -103,6 +103,9 @@ func (s *Store) load(name repo.BackupName) (*repo.Backup, error) {
 	if err := json.Unmarshal(body, b); err != nil {
 		return nil, fmt.Errorf("decode kept backup.json: %w", err)
 	}
+	if b.Name != name {
+		return nil, fmt.Errorf("the kept backup.json is of %q", b.Name)
+	}
 	return b, nil
 }
 

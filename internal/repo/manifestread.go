@@ -366,7 +366,7 @@ func (m *ManifestReader) sectionPack(ctx context.Context, id PackID, kept func(P
 			return p, nil
 		}
 		if !errors.Is(err, os.ErrNotExist) {
-			return nil, fmt.Errorf("open the kept copy of a manifest: %w", err)
+			m.repo.log.Warn("the kept copy of a manifest cannot be read", "backup", string(id.Backup), "error", err.Error())
 		}
 	}
 	want, ok := m.packs[id]
