@@ -20,7 +20,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -155,7 +154,7 @@ func (s *Store) openKept(ctx context.Context, b *repo.Backup) (*repo.Manifest, m
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := wholeRoot(ctx, m); err != nil {
+	if err := m.Prove(ctx); err != nil {
 		return nil, nil, errors.Join(err, m.Close())
 	}
 	return m, packs, nil
@@ -167,24 +166,6 @@ func (s *Store) openRoot(b *repo.Backup, limit *repo.ManifestLimit) (*repo.Manif
 		return nil, fmt.Errorf("open kept manifest: %w", err)
 	}
 	return s.repo.KeptManifest(b, root, limit, s.pack)
-}
-
-// wholeRoot reads the root to its end, so that damage shows before a backup
-// relies on it.
-func wholeRoot(ctx context.Context, m *repo.Manifest) error {
-	r, err := m.Read(nil)
-	if err != nil {
-		return err
-	}
-	defer r.Close()
-	for {
-		if _, _, err := r.Next(ctx); err != nil {
-			if errors.Is(err, io.EOF) {
-				return nil
-			}
-			return err
-		}
-	}
 }
 
 // pack opens what is kept of a pack of sections.

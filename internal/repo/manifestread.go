@@ -62,6 +62,26 @@ func (r *Repository) KeptManifest(b *Backup, root *os.File, limit *ManifestLimit
 	return &Manifest{repo: r, backup: b, root: root, size: info.Size(), closer: root, limit: limit, kept: kept}, nil
 }
 
+// Prove reads all of a manifest of which this host has kept a copy, so that
+// what is missing or damaged shows before a backup relies on it: there may be no
+// identity with which to bring it from the repository.
+func (m *Manifest) Prove(ctx context.Context) error {
+	r, err := m.Read(nil)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	r.proving = true
+	for {
+		if _, _, err := r.Next(ctx); err != nil {
+			if errors.Is(err, io.EOF) {
+				return nil
+			}
+			return err
+		}
+	}
+}
+
 // Close frees the root.
 func (m *Manifest) Close() error { return m.closer.Close() }
 
@@ -74,6 +94,8 @@ type ManifestReader struct {
 	dec    *compress.Decoder
 	// rootOnly leaves the sections unread: entries come without parts.
 	rootOnly bool
+	// proving opens what is kept of the sections all the same.
+	proving bool
 
 	Header ManifestHeader
 
@@ -280,12 +302,15 @@ func (m *ManifestReader) readSection(ctx context.Context) error {
 		if d.err != nil {
 			break
 		}
-		if m.rootOnly {
+		if m.rootOnly && !m.proving {
 			continue
 		}
 		ref.Frames = append(ref.Frames, FrameRef{Pack: number, Offset: offset, Length: length, RawLen: raw})
 		if body, err = m.readFrame(ctx, body, PackID{lender, number}, offset, length, raw); err != nil {
 			return err
+		}
+		if m.proving {
+			body = body[:0]
 		}
 	}
 	if d.err != nil || m.rootOnly {
@@ -317,7 +342,7 @@ func (m *ManifestReader) readFrame(ctx context.Context, dst []byte, id PackID, o
 		m.lenders[id.Backup] = p
 	}
 	body, err := m.decodeFrame(dst, p, offset, length, raw)
-	if err == nil || !p.kept {
+	if err == nil || !p.kept || m.proving {
 		return body, err
 	}
 	// What was kept is damaged: as if it were not there.
@@ -364,6 +389,9 @@ func (m *ManifestReader) sectionPack(ctx context.Context, id PackID, kept func(P
 		if err == nil {
 			p.frame, p.closer, p.kept = f, f, true
 			return p, nil
+		}
+		if m.proving {
+			return nil, fmt.Errorf("open the kept pack %s/%08x: %w", id.Backup, id.Number, err)
 		}
 		if !errors.Is(err, os.ErrNotExist) {
 			m.repo.log.Warn("the kept copy of a manifest cannot be read", "backup", string(id.Backup), "error", err.Error())
