@@ -12,6 +12,7 @@ import (
 
 	"agent/internal/compress"
 	"agent/internal/crypto"
+	"agent/internal/errs"
 )
 
 // FilePart is a part of a file together with the section that has its frames.
@@ -176,38 +177,50 @@ func (m *ManifestReader) malformed(err error) error {
 // it exactly. After the last it proves that the manifest and the packs with
 // its sections are what was stored, and returns io.EOF.
 func (m *ManifestReader) Next(ctx context.Context) (Entry, []FilePart, error) {
+	e, end, err := m.entry(ctx)
+	var parts []FilePart
+	if err == nil && !end && e.Kind == EntryFile && !m.rootOnly {
+		parts, err = m.parts(ctx, e)
+	}
+	switch {
+	case err == nil && end:
+		return Entry{}, nil, io.EOF
+	case errors.Is(err, io.EOF):
+		// What a store or a file says at its end is not the end of the manifest.
+		err = errs.Wrap(io.ErrUnexpectedEOF, errs.KindOf(err), errs.HintOf(err), "%s", err)
+	}
+	return e, parts, err
+}
+
+// entry reads the next entry; end: there is none.
+func (m *ManifestReader) entry(ctx context.Context) (_ Entry, end bool, err error) {
 	for {
 		if m.limit != nil && m.totals.Entries == m.limit.Entries {
-			return Entry{}, nil, io.EOF
+			return Entry{}, true, nil
 		}
 		t := m.d.byte()
 		if m.d.err != nil {
-			return Entry{}, nil, m.malformed(m.d.err)
+			return Entry{}, false, m.malformed(m.d.err)
 		}
 		switch t {
 		case recordSection:
 			if err := m.readSection(ctx); err != nil {
-				return Entry{}, nil, err
+				return Entry{}, false, err
 			}
 			continue
 		case recordEnd:
-			return Entry{}, nil, m.end()
+			return Entry{}, true, m.end()
 		}
 		e := m.readEntry(t)
 		if m.d.err != nil {
-			return Entry{}, nil, m.malformed(m.d.err)
+			return Entry{}, false, m.malformed(m.d.err)
 		}
 		m.totals.Entries++
-		if e.Kind != EntryFile {
-			return e, nil, nil
+		if e.Kind == EntryFile {
+			m.totals.Files++
+			m.totals.Bytes += e.Size
 		}
-		m.totals.Files++
-		m.totals.Bytes += e.Size
-		if m.rootOnly {
-			return e, nil, nil
-		}
-		parts, err := m.parts(ctx, e)
-		return e, parts, err
+		return e, false, nil
 	}
 }
 
@@ -416,6 +429,7 @@ func (m *ManifestReader) sectionPack(ctx context.Context, id PackID, kept func(P
 	return p, nil
 }
 
+// end reads the last record.
 func (m *ManifestReader) end() error {
 	d := &m.d
 	want := ManifestTotals{Entries: d.size(math.MaxInt64), Files: d.size(math.MaxInt64), Bytes: d.size(math.MaxInt64)}
@@ -432,10 +446,7 @@ func (m *ManifestReader) end() error {
 			d.err = err
 		}
 	}
-	if d.err != nil {
-		return m.malformed(d.err)
-	}
-	return io.EOF
+	return m.malformed(d.err)
 }
 
 // Totals are the sums so far; after io.EOF those of the whole backup.
