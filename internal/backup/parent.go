@@ -39,7 +39,10 @@ type base struct {
 // chooseBase finds the backup to build on, if there is one. That there is none is
 // noted and makes the backup full; that the one which was asked for does not do
 // is an error.
-func (b *run) chooseBase(ctx context.Context) error {
+func (b *run) chooseBase(ctx context.Context) (err error) {
+	if b.history, err = b.readHistory(ctx); err != nil {
+		return err
+	}
 	switch {
 	case b.Incremental.Full:
 		b.note("a full backup was asked for")
@@ -47,10 +50,6 @@ func (b *run) chooseBase(ctx context.Context) error {
 	case b.Incremental.Most == 0 && b.Incremental.Parent == "":
 		b.note("max_incrementals is 0")
 		return nil
-	}
-	var err error
-	if b.history, err = b.readHistory(ctx); err != nil {
-		return err
 	}
 	candidates, err := b.candidates(ctx)
 	if err != nil {
@@ -109,7 +108,7 @@ func (b *run) candidates(ctx context.Context) ([]*repo.Backup, error) {
 		parent, err := b.repo.LoadBackup(ctx, b.cluster(), known)
 		switch {
 		case err == nil:
-			if b.fits(parent) == nil {
+			if b.unfit(parent) == "" {
 				return []*repo.Backup{parent}, nil
 			}
 		case errs.KindOf(err) != errs.NotFound && errs.KindOf(err) != errs.Damaged:
@@ -126,7 +125,7 @@ func (b *run) candidates(ctx context.Context) ([]*repo.Backup, error) {
 	}
 	slices.SortFunc(all, func(x, y *repo.Backup) int { return newerFirst(b.history, x, y) })
 	// Those that do not fit come last: they say why none does.
-	slices.SortStableFunc(all, func(x, y *repo.Backup) int { return boolOrder(b.fits(x) != nil) - boolOrder(b.fits(y) != nil) })
+	slices.SortStableFunc(all, func(x, y *repo.Backup) int { return boolOrder(b.unfit(x) != "") - boolOrder(b.unfit(y) != "") })
 	return all[:min(len(all), candidatesTried)], nil
 }
 
@@ -151,9 +150,9 @@ func newerFirst(history postgres.History, x, y *repo.Backup) int {
 	return strings.Compare(string(y.Name), string(x.Name))
 }
 
-// fits says why a backup cannot be built on, as far as is known before this one
+// unfit says why a backup cannot be built on, as far as is known before this one
 // has begun.
-func (b *run) fits(parent *repo.Backup) error { return delta.Fit(parent, b.state(0)) }
+func (b *run) unfit(parent *repo.Backup) string { return delta.Unfit(parent, b.state(0)) }
 
 // state is what the parent must fit; start is 0 while it is not known.
 func (b *run) state(start postgres.LSN) delta.State {
@@ -166,8 +165,8 @@ func (b *run) state(start postgres.LSN) delta.State {
 
 // useBase takes a backup as the base; reason says why it cannot be.
 func (b *run) useBase(ctx context.Context, parent *repo.Backup) (reason string, err error) {
-	if err := b.fits(parent); err != nil {
-		return err.Error(), nil
+	if reason := b.unfit(parent); reason != "" {
+		return reason, nil
 	}
 	if b.Incremental.Parent == "" {
 		if parent.Depth >= b.Incremental.Most {
@@ -191,10 +190,13 @@ func (b *run) useBase(ctx context.Context, parent *repo.Backup) (reason string, 
 	return "", nil
 }
 
-// closeBase frees what the base holds.
+// closeBase frees what the base and an interrupted backup hold.
 func (b *run) closeBase() {
 	if b.base != nil {
 		b.base.manifest.Close()
+	}
+	if b.resumed != nil {
+		b.resumed.Manifest.Close()
 	}
 }
 
@@ -227,6 +229,19 @@ func (b *run) readHistory(ctx context.Context) (postgres.History, error) {
 // this backup starts; with nothing that tells what has changed the backup is
 // full.
 func (b *run) layers(ctx context.Context, start postgres.LSN) ([]*layer, error) {
+	layers, err := b.baseLayer(ctx, start)
+	if err != nil {
+		return nil, err
+	}
+	resumed, err := b.resumedLayer(ctx, start)
+	if err != nil {
+		closeLayers(layers)
+		return nil, err
+	}
+	return append(resumed, layers...), nil
+}
+
+func (b *run) baseLayer(ctx context.Context, start postgres.LSN) ([]*layer, error) {
 	if b.base == nil {
 		return nil, nil
 	}
@@ -240,7 +255,7 @@ func (b *run) layers(ctx context.Context, start postgres.LSN) ([]*layer, error) 
 				"what has changed since backup %s cannot be told: %s", b.base.Name, err)
 		}
 		b.note(fmt.Sprintf("what has changed since backup %s cannot be told: %s", b.base.Name, err))
-		b.closeBase()
+		b.base.manifest.Close()
 		b.base = nil
 		return nil, nil
 	}
@@ -263,8 +278,8 @@ func (b *run) layers(ctx context.Context, start postgres.LSN) ([]*layer, error) 
 
 // detect finds out what has changed since an earlier backup.
 func (b *run) detect(ctx context.Context, since *repo.Backup, manifest *repo.Manifest, start postgres.LSN) (*delta.Changes, []string, error) {
-	if err := delta.Fit(since, b.state(start)); err != nil {
-		return nil, nil, err
+	if reason := delta.Unfit(since, b.state(start)); reason != "" {
+		return nil, nil, errors.New(reason)
 	}
 	d := delta.Detector{
 		Source:   delta.Source{Repo: b.repo, Local: summary.NewLocal(filepath.Join(b.StateDir, "summary")), DataDir: b.dataDir},
@@ -276,7 +291,7 @@ func (b *run) detect(ctx context.Context, since *repo.Backup, manifest *repo.Man
 	}
 	return d.Detect(ctx, b.Incremental.Detect, delta.Range{
 		Cluster: b.cluster(), Major: b.info.Major, SegmentSize: b.control.WALSegmentSize,
-		From: since.StartLSN, To: start, History: b.history,
+		From: since.StartLSN, ParentStop: since.StopLSN, To: start, History: b.history,
 	})
 }
 

@@ -9,6 +9,7 @@
 //	chain/<system identifier>/<backup>/packs        the list of packs, as it was stored
 //	chain/<system identifier>/<backup>/backup.json  comes last: without it the backup was not finished
 //	chain/<system identifier>/<backup>/progress     of one that was not finished: how far it is of use
+//	chain/<system identifier>/<backup>/stored       and which of its packs are durable
 //
 // They hold names, sizes and places of files and pages, and none of their
 // content. What is lost or damaged here is only missed: the repository has it

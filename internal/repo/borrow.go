@@ -142,6 +142,16 @@ func (m *ManifestWriter) Flush(ctx context.Context) error {
 	return m.root.cut()
 }
 
+// Mark is Flush, and closes the pack of sections. entries is how many the
+// manifest has: so far the copy can be read (ManifestLimit) once that pack, and
+// those of the data, are stored.
+func (m *ManifestWriter) Mark(ctx context.Context) (entries int64, err error) {
+	if err := m.Flush(ctx); err != nil {
+		return 0, err
+	}
+	return m.totals.Entries, m.packs.Close()
+}
+
 // need notes that a pack of another backup is needed.
 func (m *ManifestWriter) need(id PackID) {
 	if id.Backup != m.header.Backup {
