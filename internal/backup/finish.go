@@ -163,7 +163,7 @@ func (b *run) publish(ctx context.Context, set *repo.PackSet, manifest *repo.Man
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	if b.incomplete, err = b.repo.StoreBackup(ctx, d); err != nil {
+	if b.incomplete, err = b.repo.StoreBackup(ctx, d, borrowed); err != nil {
 		return err
 	}
 	if err := kept.Commit(d, list, borrowed); err != nil {

@@ -16,6 +16,7 @@ import (
 	"agent/internal/errs"
 	"agent/internal/postgres"
 	"agent/internal/repo"
+	"agent/internal/storage"
 	"agent/internal/summary"
 )
 
@@ -175,8 +176,11 @@ func (b *run) useBase(ctx context.Context, parent *repo.Backup) (reason string, 
 			return fmt.Sprintf("the full backup of its chain began %s ago, and full_every is %s", age.Round(time.Minute), b.Incremental.FullEvery), nil
 		}
 	}
+	if place, err := b.repo.Incomplete(ctx, parent); err != nil || place != "" {
+		return fmt.Sprintf("repository %s has not got it (agent repo sync brings it there)", place), err
+	}
 	manifest, packs, err := b.chain.Open(ctx, parent)
-	if kind := errs.KindOf(err); kind == errs.Storage || kind == errs.Interrupted {
+	if kind := errs.KindOf(err); kind == errs.Storage || kind == errs.Interrupted || errors.Is(err, storage.ErrUnavailable) || ctx.Err() != nil {
 		return "", err
 	}
 	if err != nil {

@@ -7,6 +7,10 @@ import (
 	"slices"
 )
 
+// maxLoan bounds the records that wait for a loan, in bytes: more than those
+// behind any section, which are at most maxPending and one record.
+const maxLoan = 2 * maxPending
+
 // loan is a section of an earlier manifest whose parts have come in their order
 // until now. If they all do it is borrowed as it lies; until then what has come
 // is kept, at most the entries of one section.
@@ -26,7 +30,7 @@ type event struct {
 // record takes the record of an entry.
 func (m *ManifestWriter) record(ctx context.Context, b []byte) error {
 	if m.loan.section != nil {
-		if m.loan.bytes += len(b); m.loan.bytes < maxPending {
+		if m.loan.bytes += len(b); m.loan.bytes < maxLoan {
 			m.loan.events = append(m.loan.events, event{record: b})
 			return nil
 		}
@@ -35,7 +39,7 @@ func (m *ManifestWriter) record(ctx context.Context, b []byte) error {
 		}
 	}
 	m.pending.b = append(m.pending.b, b...)
-	if m.section.empty() && len(m.pending.b) >= maxPending {
+	if len(m.pending.b) >= maxPending {
 		return m.flush(ctx)
 	}
 	return nil
