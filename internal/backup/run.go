@@ -25,6 +25,7 @@ import (
 // Options are what a backup is made with.
 type Options struct {
 	ConnInfo        string // libpq connection string; empty: PG* variables
+	PrimaryConnInfo string // that of a standby's primary; empty: the standby's own setting
 	DataDir         string // must be the one the server reports; empty: that one
 	Label           string
 	Spread          bool // spread the checkpoint instead of asking for a fast one
@@ -80,6 +81,11 @@ type run struct {
 	incomplete []string
 	reporter   *reporter
 	lsnMu      sync.Mutex
+
+	// Of a backup from a standby; see completeStop.
+	primary  *postgres.Server // nil where there is no session
+	switched bool             // the primary has left the segment of the stop
+	notAsked error            // why the primary could not be asked
 }
 
 // Run takes a full backup. When it returns without error the backup is
@@ -159,9 +165,6 @@ func (b *run) identify(ctx context.Context) error {
 	if err := errors.Join(postgres.Preflight(info), info.RequirePrivileges()); err != nil {
 		return err
 	}
-	if info.InRecovery {
-		return errs.New(errs.Server, "Run backup-push on the primary.", "the server is a standby, from which this version takes no backups")
-	}
 	if b.dataDir, err = ownDirectory(b.DataDir, info.DataDirectory); err != nil {
 		return err
 	}
@@ -189,7 +192,7 @@ func (b *run) warnings() {
 			b.Log.Warn("configuration file lies outside the data directory and is not in the backup", "path", path)
 		}
 	}
-	if a := b.info.Archiver; failing(a) {
+	if a := b.info.Archiver; !b.info.InRecovery && failing(a) {
 		b.Log.Warn("archiving is failing; the backup will wait for it at its end", "wal", a.LastFailedWAL, "since", a.LastFailedTime)
 	}
 }
@@ -251,7 +254,7 @@ func (b *run) describeRun() error {
 		PostgresVersion: b.info.VersionNum, Started: b.Now().UTC().Truncate(time.Millisecond),
 		SegmentSize: b.control.WALSegmentSize, BlockSize: int64(b.control.BlockSize),
 		Checksums: b.control.DataChecksums(), Host: b.Host.Name, Machine: b.Host.Machine, StateID: b.Host.State,
-		Directory: b.dataDir, User: ownerName(b.dataDir), Sealed: b.repo.Sealed(), Agent: b.Version,
+		Directory: b.dataDir, User: ownerName(b.dataDir), Standby: b.info.InRecovery, Sealed: b.repo.Sealed(), Agent: b.Version,
 	}
 	return nil
 }
@@ -340,6 +343,9 @@ func ownerName(dir string) string {
 func (b *run) copy(ctx context.Context) error {
 	start, err := b.server.StartBackup(ctx, b.Label, !b.Spread)
 	if err != nil {
+		return err
+	}
+	if err := b.onTimeline(ctx); err != nil {
 		return err
 	}
 	b.Log.Info("backup started", "backup", string(b.backup.Name), "lsn", start.String())

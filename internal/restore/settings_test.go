@@ -59,7 +59,7 @@ func TestSettingsOfTargets(t *testing.T) {
 	none := map[string]string{
 		"recovery_target": "", "recovery_target_time": "", "recovery_target_lsn": "", "recovery_target_xid": "", "recovery_target_name": "",
 		"recovery_target_inclusive": "on", "recovery_target_action": "pause", "recovery_target_timeline": "2", "restore_command": "get",
-		"archive_mode": "off",
+		"archive_mode": "off", "recovery_min_apply_delay": "0", "archive_cleanup_command": "",
 	}
 	zone := time.FixedZone("", 2*3600)
 	for name, test := range map[string]struct {
