@@ -154,9 +154,8 @@ func (b *run) switchPrimary(ctx context.Context, last string) error {
 	if err != nil {
 		return err
 	}
-	if info.SystemIdentifier != b.info.SystemIdentifier {
-		return primaryError{errs.New(errs.Foreign, "Correct the setting primary_conninfo of the agent (--primary), or without it that of the standby.",
-			"what primary_conninfo leads to is cluster %d, the standby is of cluster %d", info.SystemIdentifier, b.info.SystemIdentifier)}
+	if err := info.RequireCluster(b.info); err != nil {
+		return primaryError{err}
 	}
 	if info.Timeline != b.backup.Timeline {
 		return primaryError{errs.New(errs.Server, hintAgain,
@@ -186,10 +185,6 @@ func (b *run) connectPrimary(ctx context.Context) error {
 		if conninfo, err = b.server.PrimaryConnInfo(ctx); err != nil {
 			return err
 		}
-	}
-	if conninfo == "" {
-		return errs.New(errs.Server, "Give the agent the setting primary_conninfo (--primary): how a role that may run pg_switch_wal connects to the primary.",
-			"the standby has no primary_conninfo")
 	}
 	session, err := postgres.ConnectPrimary(ctx, conninfo, "agent backup-push")
 	if err != nil {

@@ -16,12 +16,27 @@ import (
 const primaryConnect = 15 * time.Second
 
 // PrimaryConnInfo is the setting primary_conninfo: how a standby connects to the
-// server that it streams from. It is empty where there is none, and may hold a
-// password. The role needs PrivilegeSettings.
+// server that it streams from. It may hold a password. That there is none, as
+// where a standby lives of the archive, is an error. The role needs
+// PrivilegeSettings.
 func (s *Server) PrimaryConnInfo(ctx context.Context) (string, error) {
 	var conninfo string
 	err := s.row(ctx, `SELECT current_setting('primary_conninfo')`, nil, &conninfo)
+	if err == nil && conninfo == "" {
+		return "", errs.New(errs.Server, "Give the agent the setting primary_conninfo (--primary): how a role that may run pg_switch_wal connects to the primary.",
+			"the standby has no primary_conninfo")
+	}
 	return conninfo, serverError(err, "read primary_conninfo", s.denied(PrivilegeSettings))
+}
+
+// RequireCluster is an error unless the primary that conninfo led to is of the
+// standby's cluster.
+func (i Info) RequireCluster(standby Info) error {
+	if i.SystemIdentifier == standby.SystemIdentifier {
+		return nil
+	}
+	return errs.New(errs.Foreign, "Correct the setting primary_conninfo of the agent (--primary), or without it that of the standby.",
+		"what primary_conninfo leads to is cluster %d, the standby is of cluster %d", i.SystemIdentifier, standby.SystemIdentifier)
 }
 
 // ConnectPrimary is Connect for the primary of a standby: of several hosts the

@@ -176,6 +176,10 @@ func TestStandbyPrimary(t *testing.T) {
 		t.Errorf("backups %q, not %q", got, before)
 	}
 
+	c := second.check(t, 0, []string{"AGENT_PRIMARY_CONNINFO=host=127.0.0.1 port=1 user=postgres"})
+	c.wants(t, "skipped", "archiving.switch", "its primary, which ends segments, could not be asked", "port 1")
+	c.wants(t, "skipped", "server.archiver", "its primary archives")
+
 	// Without the right to switch the backup waits, and somebody else switches.
 	h.Exec(t, "CREATE ROLE streamer LOGIN REPLICATION")
 	weak := strings.Replace(h.ConnInfo(), "user=postgres", "user=streamer", 1)
@@ -193,6 +197,31 @@ func TestStandbyPrimary(t *testing.T) {
 	both := fmt.Sprintf("host=127.0.0.1,127.0.0.1 port=%d,%d user=postgres keepalives=1 gssencmode=prefer", second.Port, h.Port)
 	b = parse[backup](t, must(t, second.agent(t, "backup-push", "--json", "--primary", both)).Stdout)
 	if got := h.recovered(t, b.Name); got != "1 2 3" {
+		t.Errorf("recovered rows %s", got)
+	}
+	c = second.check(t, 0, nil) // by the standby's own setting
+	c.wants(t, "ok", "archiving.switch", "the primary ended the segment 00000001")
+	c.wants(t, "ok", "archiving.arrival main", "arrived after")
+}
+
+// TestStandbyOfArchive takes a backup from a standby that does not stream: what
+// it has replayed is in the archive, so nobody need be asked.
+func TestStandbyOfArchive(t *testing.T) {
+	t.Parallel()
+	h := newHosts(t, harness.DefaultMajor)
+	h.Exec(t, "CREATE TABLE a (i int)", "INSERT INTO a VALUES (1)")
+	h.push(t)
+	second := h.standby(t, nil, map[string]string{"archive_mode": "on"})
+	h.Exec(t, "INSERT INTO a VALUES (2)", "CHECKPOINT")
+	at := h.LSN(t)
+	h.switchWAL(t)
+	second.WaitReplayed(t, at)
+	h.Stop(t)
+	r := must(t, second.agent(t, "backup-push", "--json"))
+	if strings.Contains(r.Stderr, "could not be asked") {
+		t.Errorf("the primary was missed:\n%s", r.Stderr)
+	}
+	if got := h.recovered(t, parse[backup](t, r.Stdout).Name); got != "1 2" {
 		t.Errorf("recovered rows %s", got)
 	}
 }
