@@ -50,6 +50,7 @@ func ConnectPrimary(ctx context.Context, conninfo, appName string) (*Server, err
 	if config.Database == "" {
 		config.Database = "postgres"
 	}
+	dropLibpqKeywords(config)
 	// A standby names itself, for synchronous_standby_names.
 	delete(config.RuntimeParams, "application_name")
 	config.ConnectTimeout = min(config.ConnectTimeout, primaryConnect)
@@ -64,13 +65,17 @@ func ConnectPrimary(ctx context.Context, conninfo, appName string) (*Server, err
 
 // dropLibpqKeywords removes the parameters of libpq that the driver does not
 // know and would send to the server, which refuses them. pg_basebackup writes
-// most of them into primary_conninfo (PostgreSQL documentation, 34.1.2).
+// most of them into primary_conninfo (PostgreSQL documentation, 34.1.2). Those
+// with which somebody asks for more security than the driver gives stay, and
+// are refused.
 func dropLibpqKeywords(config *pgx.ConnConfig) {
 	for _, name := range []string{
 		"authtype", "fallback_application_name", "gssdelegation", "gssencmode", "gsslib", "keepalives", "keepalives_count", "keepalives_idle",
-		"keepalives_interval", "load_balance_hosts", "replication", "requirepeer", "requiressl", "ssl_max_protocol_version",
-		"ssl_min_protocol_version", "sslcompression", "sslcrl", "sslcrldir", "sslkeylogfile", "tcp_user_timeout", "tty",
+		"keepalives_interval", "load_balance_hosts", "replication", "ssl_max_protocol_version", "ssl_min_protocol_version", "sslcompression",
+		"sslkeylogfile", "tcp_user_timeout", "tty",
 	} {
-		delete(config.RuntimeParams, name)
+		if v := config.RuntimeParams[name]; v != "require" && v != "TLSv1.3" {
+			delete(config.RuntimeParams, name)
+		}
 	}
 }

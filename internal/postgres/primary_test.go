@@ -14,7 +14,7 @@ import (
 func TestPrimaryConnInfo(t *testing.T) {
 	config, err := pgx.ParseConfig(`user=rep passfile='/nowhere/.pgpass' channel_binding=prefer host=db1 port=5433 sslmode=prefer sslnegotiation=postgres
 		sslcompression=0 sslcertmode=allow sslsni=1 ssl_min_protocol_version=TLSv1.2 gssencmode=prefer krbsrvname=postgres gssdelegation=0
-		target_session_attrs=any load_balance_hosts=disable keepalives=1 keepalives_idle=30 tcp_user_timeout=9 requirepeer=x
+		target_session_attrs=any load_balance_hosts=disable keepalives=1 keepalives_idle=30 tcp_user_timeout=9
 		fallback_application_name=walreceiver replication=true application_name=second options='-c geqo=off'`)
 	if err != nil {
 		t.Fatal(err)
@@ -23,6 +23,17 @@ func TestPrimaryConnInfo(t *testing.T) {
 	for name := range config.RuntimeParams {
 		if name != "application_name" && name != "options" {
 			t.Errorf("%s is sent to the server", name)
+		}
+	}
+	for _, strict := range []string{"gssencmode=require", "ssl_min_protocol_version=TLSv1.3", "requirepeer=postgres", "sslcrl=/crl"} {
+		config, err := pgx.ParseConfig("host=db1 " + strict)
+		if err != nil {
+			t.Fatal(err)
+		}
+		dropLibpqKeywords(config)
+		name, value, _ := strings.Cut(strict, "=")
+		if config.RuntimeParams[name] != value {
+			t.Errorf("%s is forgotten", strict)
 		}
 	}
 }

@@ -56,7 +56,6 @@ func Connect(ctx context.Context, conninfo, appName string) (*Server, error) {
 
 // connect is Connect with a connection string that has been read.
 func connect(ctx context.Context, config *pgx.ConnConfig, appName string) (*Server, error) {
-	dropLibpqKeywords(config)
 	// Without prepared statements each query is one round trip, and nothing is
 	// left in the session.
 	config.DefaultQueryExecMode = pgx.QueryExecModeExec

@@ -159,7 +159,7 @@ func TestStandbyPrimary(t *testing.T) {
 		code          int
 		texts         []string
 	}{
-		{"unreachable", "host=127.0.0.1 port=1 user=postgres", 9, []string{
+		{"unreachable", "host=127.0.0.1 port=1 user=postgres password=hunter2", 9, []string{
 			"WAL " + segment + " did not arrive in", "within 2s: the primary could not be asked to complete it", "port 1", "SELECT pg_switch_wal()",
 		}},
 		{"a standby", second.ConnInfo(), 9, []string{segment, "it is a standby, too", "--primary"}},
@@ -167,6 +167,9 @@ func TestStandbyPrimary(t *testing.T) {
 	} {
 		r := second.agent(t, "backup-push", "--wal-timeout", "2s", "--primary", c.primary)
 		hinted(t, r, c.code, c.texts...)
+		if strings.Contains(r.Stdout+r.Stderr, "hunter2") {
+			t.Errorf("the password is told:\n%s", r.Stderr)
+		}
 		if t.Failed() {
 			t.Fatal(c.what)
 		}
