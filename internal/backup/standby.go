@@ -158,8 +158,8 @@ func (b *run) switchPrimary(ctx context.Context, last string) error {
 		return primaryError{err}
 	}
 	if info.Timeline != b.backup.Timeline {
-		return primaryError{errs.New(errs.Server, hintAgain,
-			"the primary is on timeline %d, so that WAL %s, in which the backup ends, is never completed on timeline %d", info.Timeline, last, b.backup.Timeline)}
+		return primaryError{errs.New(errs.Server, hintAgain+" If the primary is another server, correct primary_conninfo (--primary).",
+			"the primary is on timeline %d, and WAL %s, in which the backup ends on timeline %d, has not arrived in %s", info.Timeline, last, b.backup.Timeline, b.repo)}
 	}
 	at, err := b.primary.InsertLSN(ask)
 	if err != nil {
