@@ -12,6 +12,7 @@ import (
 	"agent/internal/backup"
 	"agent/internal/compress"
 	"agent/internal/config"
+	"agent/internal/delta"
 	"agent/internal/errs"
 	"agent/internal/host"
 	"agent/internal/repo"
@@ -21,13 +22,20 @@ import (
 
 func (a *app) backupPush() *cobra.Command {
 	var concurrent, asJSON bool
+	var incremental backup.Incremental
 	cmd := &cobra.Command{
 		Use:     "backup-push [PGDATA]",
 		GroupID: "backup",
 		Short:   "Take a backup of the running server",
-		Long: `Takes a full backup of the running server, on its host and as its user. Finds the
+		Long: `Takes a backup of the running server, on its host and as its user. Finds the
 server by libpq's variables (PGHOST, PGPORT, PGUSER, ...) or the connection
 setting. PGDATA, if given, must be the data directory that the server reports.
+
+Where a fitting earlier backup exists only what has changed since is read and
+stored; the backup is complete all the same, and is restored like any other. A
+full backup is made where there is none, where what has changed cannot be told
+for certain (the log says why), after full_every or max_incrementals, and with
+--full.
 
 Page checksums are checked while reading. A backup with damaged pages is made
 and marked, and the command ends with status 13.
@@ -54,6 +62,8 @@ backup.`,
 				return err
 			}
 			opts.AllowConcurrent = concurrent
+			incremental.FullEvery, incremental.Most = cfg.FullEvery, cfg.MaxIncrementals
+			opts.Incremental = incremental
 			progress := a.progress()
 			opts.Progress = func(p backup.Progress) {
 				progress.update(p.Phase, p.Read, p.Total, p.Elapsed, "stored", humanize.IBytes(uint64(p.Stored)))
@@ -68,6 +78,9 @@ backup.`,
 			return errors.Join(err, a.pushSummary(res, asJSON))
 		},
 	}
+	cmd.Flags().BoolVar(&incremental.Full, "full", false, "read and store everything, whatever earlier backups there are")
+	cmd.Flags().StringVar(&incremental.Parent, "parent", "", "the backup to build on, instead of the newest that fits: `NAME`")
+	cmd.Flags().StringVar(&incremental.Detect, "detect", delta.Auto, "how to find out what has changed: `auto`, summaries (ours), server (17 and newer), or lsn (by reading everything)")
 	cmd.Flags().BoolVar(&concurrent, "allow-concurrent", false, "do not refuse while another backup of this cluster is being made")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print the backup as a JSON object")
 	return cmd
@@ -126,13 +139,35 @@ func (a *app) pushSummary(res *backup.Result, asJSON bool) error {
 		return report.ShowJSON(a.stdout, b)
 	}
 	d := report.Of(b)
-	return fprint(a.stdout, `backup %s is complete
-  %s files, %s (%s read), %s stored, ratio %.1f, in %s
+	return fprint(a.stdout, `backup %s is complete: %s
+  %s files, %s (%s read%s), %s stored, ratio %.1f, in %s
   start %s, stop %s, timeline %d, WAL %s to %s
   requests: %s
-%s`, d.Name, humanize.Comma(d.Files), humanize.IBytes(uint64(d.DataBytes)), humanize.IBytes(uint64(res.BytesRead)),
+%s`, d.Name, what(d), humanize.Comma(d.Files), humanize.IBytes(uint64(d.DataBytes)), humanize.IBytes(uint64(res.BytesRead)), inherited(d),
 		humanize.IBytes(uint64(d.StoredBytes)), d.Ratio, res.Elapsed.Round(10*time.Millisecond),
 		d.StartLSN, d.StopLSN, d.Timeline, d.StartWAL, d.StopWAL, a.requests(), incompleteLine(res.Incomplete))
+}
+
+// what says of a backup what it is and why.
+func what(d report.Backup) string {
+	s := d.Type
+	if d.Parent != "" {
+		s += " since " + d.Parent + ", changes by " + d.Detector
+	}
+	if d.Resumed != "" {
+		s += ", goes on with the interrupted " + d.Resumed
+	}
+	if len(d.Reasons) > 0 {
+		s += " (" + strings.Join(d.Reasons, "; ") + ")"
+	}
+	return s
+}
+
+func inherited(d report.Backup) string {
+	if d.InheritedBytes == 0 {
+		return ""
+	}
+	return ", " + humanize.IBytes(uint64(d.InheritedBytes)) + " as before"
 }
 
 // incompleteLine names the repositories in which the backup does not exist yet.

@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
+	"agent/internal/chain"
 	"agent/internal/compress"
 	"agent/internal/errs"
 	"agent/internal/postgres"
@@ -103,7 +105,7 @@ func (b *run) finals(ctx context.Context, data *repo.Writer, manifest *repo.Mani
 			runs = append(runs, repo.Run{Length: int64(len(raw)), Pack: id, Raw: ref.RawOffset})
 			frames[id] = append(frames[id], ref.Frame())
 		}
-		return manifest.Add(ctx, e, runs, frames)
+		return manifest.Add(ctx, e, []repo.FilePart{{Part: repo.Part{Runs: runs}, Section: &repo.Section{Frames: frames}, Index: -1}})
 	}
 	if err := add("backup_label", stopped.Label); err != nil {
 		return err
@@ -128,13 +130,22 @@ func (b *run) closePacks(ctx context.Context, data *repo.Writer, manifest *repo.
 
 // publish makes the backup exist: lists, then the WAL it needs, then
 // backup.json.
-func (b *run) publish(ctx context.Context, set *repo.PackSet, manifest *repo.ManifestWriter) error {
+func (b *run) publish(ctx context.Context, set *repo.PackSet, manifest *repo.ManifestWriter, kept *chain.Copy) error {
 	d := b.backup
 	packs, err := set.Packs()
 	if err != nil {
 		return err
 	}
 	d.PackCount, d.StoredBytes = int64(len(packs)), set.StoredSize()
+	d.ReadBytes, d.InheritedBytes, d.Notes = b.meter.read.Load(), b.meter.inherited.Load(), shortNotes(b.notes)
+	borrowed, err := manifest.Borrowed(b.lent())
+	if err != nil {
+		return err
+	}
+	list, err := b.repo.EncodePacks(append(packs, borrowed...))
+	if err != nil {
+		return err
+	}
 	d.BadPages, d.BadPageSample = b.bad.count, b.bad.sample
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() (err error) {
@@ -142,7 +153,7 @@ func (b *run) publish(ctx context.Context, set *repo.PackSet, manifest *repo.Man
 		return err
 	})
 	g.Go(func() (err error) {
-		d.Packs, err = b.repo.StorePacks(gctx, d.Cluster, d.Name, packs)
+		d.Packs, err = b.repo.StorePacks(gctx, d.Cluster, d.Name, list)
 		return err
 	})
 	b.reporter.phase("waiting for WAL")
@@ -150,8 +161,38 @@ func (b *run) publish(ctx context.Context, set *repo.PackSet, manifest *repo.Man
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	b.incomplete, err = b.repo.StoreBackup(ctx, d)
-	return err
+	if b.incomplete, err = b.repo.StoreBackup(ctx, d); err != nil {
+		return err
+	}
+	if err := kept.Commit(d, list, borrowed); err != nil {
+		b.Log.Warn("what is kept of older backups was not removed", "error", err.Error())
+	}
+	return nil
+}
+
+// lent are the packs that earlier backups can lend.
+func (b *run) lent() map[repo.PackID]repo.Pack {
+	if b.base == nil {
+		return nil
+	}
+	return b.base.packs
+}
+
+// Of the notes backup.json, which must stay small, keeps the first.
+const (
+	mostNotes = 6
+	noteBytes = 400
+)
+
+func shortNotes(notes []string) []string {
+	var short []string
+	for _, n := range notes[:min(len(notes), mostNotes)] {
+		if len(n) > noteBytes {
+			n = strings.ToValidUTF8(n[:noteBytes], "") + "..."
+		}
+		short = append(short, n)
+	}
+	return short
 }
 
 // The waits between looks for the WAL: archiving takes a moment, and each look

@@ -86,7 +86,7 @@ func archive(t testing.TB, dir string, bucket storage.Bucket, codec compress.Set
 	res := &result{repo: r, backup: &repo.Backup{Name: name, Cluster: cluster}}
 	g, gctx := errgroup.WithContext(t.Context())
 	set := r.NewPackSet(gctx, g, cluster, name, 2)
-	m, err := r.NewManifestWriter(set, repo.ManifestHeader{Backup: name, BlockSize: block, Mode: 0o700})
+	m, err := r.NewManifestWriter(set, repo.ManifestHeader{Backup: name, BlockSize: block, Mode: 0o700}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -119,7 +119,11 @@ func archive(t testing.TB, dir string, bucket storage.Bucket, codec compress.Set
 	if res.backup.Manifest, err = m.Store(t.Context()); err != nil {
 		return res, err
 	}
-	res.backup.Packs, err = r.StorePacks(t.Context(), cluster, name, list)
+	encoded, err := r.EncodePacks(list)
+	if err != nil {
+		return res, err
+	}
+	res.backup.Packs, err = r.StorePacks(t.Context(), cluster, name, encoded)
 	return res, err
 }
 

@@ -7,19 +7,20 @@ import (
 	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
 	"golang.org/x/time/rate"
 
 	"agent/internal/compress"
-	"agent/internal/delta"
 	"agent/internal/repo"
 )
 
 const (
-	// stretchSize is how much of a large file one worker reads at a time.
-	stretchSize = 16 << 20
-	// batchBytes and batchFiles end a batch of small files.
-	batchBytes = 4 << 20
-	batchFiles = 256
+	// batchBytes and batchStretches end a batch of small stretches.
+	batchBytes     = 4 << 20
+	batchStretches = 256
+	// runsUnderWay bounds the runs of earlier backups and of this one that are
+	// held until their file is done, at some 64 bytes for a run.
+	runsUnderWay = 1 << 18
 )
 
 // copyOptions is what the pipeline needs besides the walker.
@@ -31,6 +32,9 @@ type copyOptions struct {
 	readRate int64 // bytes per second, 0 = unlimited
 	pages    *pageChecker
 	meter    *meter
+	// layers are what earlier backups have, in the order of the walk; none: all
+	// is read.
+	layers []*layer
 }
 
 // pipeline moves files through the workers and puts the results, which come
@@ -46,6 +50,7 @@ type pipeline struct {
 	done  chan *unit
 	order chan ordered // in manifest order
 	limit *rate.Limiter
+	runs  *semaphore.Weighted
 }
 
 // ordered is a file, or an entry that needs no worker.
@@ -59,6 +64,7 @@ func copyFiles(ctx context.Context, w *walker, packs *repo.Writer, manifest *rep
 	p := &pipeline{
 		opts: opts, packs: packs, manifest: manifest,
 		units: make(chan *unit), done: make(chan *unit, 4*opts.workers), order: make(chan ordered, 1024),
+		runs: semaphore.NewWeighted(runsUnderWay),
 	}
 	if opts.readRate > 0 {
 		p.limit = rate.NewLimiter(rate.Limit(opts.readRate), max(int(min(opts.readRate/8, 1<<20)), 64<<10))
@@ -88,69 +94,86 @@ func copyFiles(ctx context.Context, w *walker, packs *repo.Writer, manifest *rep
 
 // produce walks and cuts what it meets into units.
 func (p *pipeline) produce(ctx context.Context, w *walker) error {
-	var batch unit
-	var size int64
-	flush := func() error {
-		if len(batch.stretches) == 0 {
-			return nil
-		}
-		u := batch
-		batch, size = unit{}, 0
-		return put(ctx, p.units, &u)
-	}
-	// The collector may be waiting for a file of the batch: before this
-	// goroutine waits for the collector, the batch goes to the workers.
-	next := func(entry ordered) error {
-		select {
-		case p.order <- entry:
-			return nil
-		default:
-		}
-		if err := flush(); err != nil {
-			return err
-		}
-		return put(ctx, p.order, entry)
-	}
+	c := &cutter{p: p, plan: planner{layers: p.opts.layers}}
 	w.visit = func(s source) error {
 		if s.Kind != repo.EntryFile {
-			return next(ordered{entry: s.Entry})
+			return c.next(ctx, ordered{entry: s.Entry})
 		}
-		f, stretches := cut(s)
-		if err := next(ordered{file: f}); err != nil {
-			return err
-		}
-		if s.Size > batchBytes {
-			if err := flush(); err != nil {
-				return err
-			}
-			for _, one := range stretches {
-				if err := put(ctx, p.units, &unit{stretches: []stretch{one}}); err != nil {
-					return err
-				}
-			}
-			return nil
-		}
-		batch.stretches = append(batch.stretches, stretches...)
-		if size += s.Size; size >= batchBytes || len(batch.stretches) >= batchFiles {
-			return flush()
-		}
-		return nil
+		return c.file(ctx, s)
 	}
 	if err := w.run(ctx); err != nil {
 		return err
 	}
-	return flush()
+	return c.flush(ctx)
 }
 
-// cut says which stretches of a file are read.
-func cut(s source) (*fileState, []stretch) {
-	f := &fileState{source: s}
-	var stretches []stretch
-	for part := range delta.Whole(s.Size, stretchSize) {
-		stretches = append(stretches, stretch{Stretch: part, file: f, slot: len(stretches)})
+// cutter gathers small stretches into units.
+type cutter struct {
+	p     *pipeline
+	plan  planner
+	batch unit
+	size  int64
+}
+
+func (c *cutter) flush(ctx context.Context) error {
+	if len(c.batch.stretches) == 0 {
+		return nil
 	}
-	f.results, f.left = make([]stretchResult, len(stretches)), len(stretches)
-	return f, stretches
+	u := c.batch
+	c.batch, c.size = unit{}, 0
+	return put(ctx, c.p.units, &u)
+}
+
+// next hands an entry to the collector, which may be waiting for a file of the
+// batch: before this goroutine waits for the collector, the batch goes to the
+// workers.
+func (c *cutter) next(ctx context.Context, entry ordered) error {
+	select {
+	case c.p.order <- entry:
+		return nil
+	default:
+	}
+	if err := c.flush(ctx); err != nil {
+		return err
+	}
+	return put(ctx, c.p.order, entry)
+}
+
+func (c *cutter) file(ctx context.Context, s source) error {
+	f, stretches, err := c.plan.file(ctx, s)
+	if err != nil {
+		return err
+	}
+	if !c.p.runs.TryAcquire(f.weight) {
+		if err := c.flush(ctx); err != nil {
+			return err
+		}
+		if err := c.p.runs.Acquire(ctx, f.weight); err != nil {
+			return context.Cause(ctx)
+		}
+	}
+	if err := c.next(ctx, ordered{file: f}); err != nil {
+		return err
+	}
+	for _, one := range stretches {
+		n := one.bytes()
+		if n > batchBytes {
+			if err := c.flush(ctx); err != nil {
+				return err
+			}
+			if err := put(ctx, c.p.units, &unit{stretches: []stretch{one}}); err != nil {
+				return err
+			}
+			continue
+		}
+		c.batch.stretches = append(c.batch.stretches, one)
+		if c.size += n; c.size >= batchBytes || len(c.batch.stretches) >= batchStretches {
+			if err := c.flush(ctx); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 func put[T any](ctx context.Context, ch chan<- T, v T) error {
@@ -169,7 +192,7 @@ func (p *pipeline) work(ctx context.Context) error {
 	}
 	w := &worker{
 		name: p.opts.name, packs: p.packs, enc: enc, pages: p.opts.pages, limit: p.limit,
-		meter: p.opts.meter, raw: make([]byte, 0, compress.MaxFrame), block: p.opts.block,
+		meter: p.opts.meter, raw: make([]byte, 0, compress.MaxFrame), scan: make([]byte, 0, compress.MaxFrame), block: p.opts.block,
 	}
 	for {
 		select {
@@ -195,7 +218,7 @@ func (p *pipeline) collect(ctx context.Context) error {
 	for next := range p.order {
 		f := next.file
 		if f == nil {
-			if err := p.manifest.Add(ctx, next.entry, nil, nil); err != nil {
+			if err := p.manifest.Add(ctx, next.entry, nil); err != nil {
 				return err
 			}
 			continue
@@ -216,55 +239,41 @@ func (p *pipeline) collect(ctx context.Context) error {
 		if err := p.addFile(ctx, f); err != nil {
 			return err
 		}
+		p.runs.Release(f.weight)
 	}
 	return nil
 }
 
-// addFile puts a file's stretches together. One that was gone when its first
-// stretch was read is left out: its removal is in the WAL.
+// addFile puts a file together. One that was gone when it was read is left out:
+// its removal is in the WAL.
 func (p *pipeline) addFile(ctx context.Context, f *fileState) error {
-	if f.results[0].gone {
-		p.opts.meter.vanished.Add(1)
-		return nil
-	}
-	if now := f.results[0].now; now != nil {
-		f.Size, f.ModTime = now.size, now.modified
-	}
-	var runs []repo.Run
-	frames := make(map[repo.PackID][]repo.Frame)
 	for _, r := range f.results {
-		for _, run := range r.runs {
-			runs = appendRun(runs, run)
-		}
-		for _, ref := range r.frames {
-			id := repo.PackID{Backup: p.opts.name, Number: ref.Pack}
-			frames[id] = append(frames[id], ref.Frame())
+		if r.gone {
+			p.opts.meter.vanished.Add(1)
+			return nil
 		}
 	}
-	f.results = nil
+	if f.summed() {
+		f.Sum, f.HasSum = f.results[0].sum, true
+		if now := f.results[0].now; now != nil {
+			f.Size, f.ModTime = now.size, now.modified
+		}
+	}
+	parts, inherited := f.assemble(p.opts.name)
+	f.results, f.former = nil, nil
 	p.opts.meter.files.Add(1)
-	return p.manifest.Add(ctx, f.Entry, runs, frames)
-}
-
-// appendRun joins a run to the one before it where they continue each other.
-func appendRun(runs []repo.Run, r repo.Run) []repo.Run {
-	if n := len(runs); n > 0 {
-		last := &runs[n-1]
-		if last.Zero && r.Zero || !last.Zero && !r.Zero && last.Pack == r.Pack && last.Raw+last.Length == r.Raw {
-			last.Length += r.Length
-			return runs
-		}
-	}
-	return append(runs, r)
+	p.opts.meter.inherited.Add(inherited)
+	return p.manifest.Add(ctx, f.Entry, parts)
 }
 
 // meter counts what passes, for progress and the summary.
 type meter struct {
-	read     atomic.Int64 // bytes read from the data directory
-	stored   atomic.Int64 // bytes after compression
-	files    atomic.Int64
-	vanished atomic.Int64
-	total    atomic.Int64 // bytes expected, 0 while not known
+	read      atomic.Int64 // bytes read from the data directory
+	stored    atomic.Int64 // bytes after compression
+	files     atomic.Int64
+	vanished  atomic.Int64
+	inherited atomic.Int64 // bytes that are as an earlier backup has them
+	total     atomic.Int64 // bytes expected, 0 while not known
 }
 
 // badPages collects damaged pages: all are counted, the first are named.

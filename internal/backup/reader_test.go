@@ -78,9 +78,12 @@ func TestPageChecker(t *testing.T) {
 			file.Path = "base/5/16384"
 			// The page is the second of a chunk that begins at block 4.
 			chunk := append(page(4, 0x1000000, 9), test.first...)
-			err := c.check(t.Context(), &test.later, file, 4*block, chunk)
+			damaged, err := c.check(t.Context(), &test.later, file, 4*block, chunk)
 			if !errors.Is(err, test.err) || (err != nil) != (test.err != nil) {
 				t.Fatalf("got %v", err)
+			}
+			if (len(damaged) == 1 && damaged[0] == 1) != test.bad {
+				t.Fatalf("damaged are %v", damaged)
 			}
 			if test.later.reads != test.reads || (bad.count == 1) != test.bad {
 				t.Fatalf("%d readings, %d bad pages %v", test.later.reads, bad.count, bad.sample)
@@ -107,7 +110,7 @@ func TestPageCheckerScope(t *testing.T) {
 		}
 		file := &fileState{source: source{class: postgres.ClassifyPath(path)}}
 		file.Path = path
-		if err := c.check(t.Context(), &script{pages: [][]byte{chunk}}, file, offset, chunk); err != nil {
+		if _, err := c.check(t.Context(), &script{pages: [][]byte{chunk}}, file, offset, chunk); err != nil {
 			t.Fatal(err)
 		}
 		return &bad

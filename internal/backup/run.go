@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"agent/internal/chain"
 	"agent/internal/compress"
 	"agent/internal/errs"
 	"agent/internal/host"
@@ -31,6 +32,7 @@ type Options struct {
 	Spread          bool // spread the checkpoint instead of asking for a fast one
 	Concurrency     int
 	Codec           compress.Setting
+	Incremental     Incremental
 	ReadRate        int64 // bytes per second from the data directory; 0: unlimited
 	WALTimeout      time.Duration
 	AllowConcurrent bool
@@ -59,6 +61,7 @@ type Progress struct {
 type Result struct {
 	*repo.Backup
 	BytesRead int64
+	Inherited int64 // bytes that are as an earlier backup has them
 	Vanished  int64
 	Elapsed   time.Duration
 	// Incomplete names the best-effort repositories that have not got it yet.
@@ -75,6 +78,10 @@ type run struct {
 	dataDir string
 	backup  *repo.Backup
 	lease   *repo.Lease
+	chain   *chain.Store
+	history postgres.History
+	base    *base
+	notes   []string // why the backup is what it is
 	meter   meter
 	bad     badPages
 	// incomplete names the places where the backup does not exist yet.
@@ -88,7 +95,7 @@ type run struct {
 	notAsked error            // why the primary could not be asked
 }
 
-// Run takes a full backup. When it returns without error the backup is
+// Run takes a backup, an incremental one where an earlier one fits. When it returns without error the backup is
 // durable and restorable; when it fails, or the process dies, the server is
 // out of backup mode and the repository has no such backup. A backup with
 // damaged pages is made, marked, and returned together with a BadPages error.
@@ -112,6 +119,11 @@ func Run(ctx context.Context, r *repo.Repository, o Options) (res *Result, err e
 	if err := b.repo.Check(ctx); err != nil {
 		return nil, err
 	}
+	b.chain = chain.New(b.StateDir, b.repo, b.cluster(), b.Log)
+	if err := b.chooseBase(ctx); err != nil {
+		return nil, err
+	}
+	defer b.closeBase()
 	if err := b.describeRun(); err != nil {
 		return nil, err
 	}
@@ -132,7 +144,7 @@ func Run(ctx context.Context, r *repo.Repository, o Options) (res *Result, err e
 		}
 		return nil, fmt.Errorf("backup %s: %w", b.backup.Name, err)
 	}
-	res = &Result{Backup: b.backup, BytesRead: b.meter.read.Load(), Vanished: b.meter.vanished.Load(), Elapsed: o.Now().Sub(started), Incomplete: b.incomplete}
+	res = &Result{Backup: b.backup, BytesRead: b.meter.read.Load(), Inherited: b.meter.inherited.Load(), Vanished: b.meter.vanished.Load(), Elapsed: o.Now().Sub(started), Incomplete: b.incomplete}
 	if b.bad.count > 0 {
 		return res, errs.New(errs.BadPages,
 			"The backup exists and is marked. Find out whether the disk is failing; the pages are as damaged in the running server (pg_amcheck tells more), an older backup may have them whole.",
@@ -242,16 +254,17 @@ func (b *run) disconnect(ctx context.Context) {
 	}
 }
 
+func (b *run) cluster() repo.ClusterID { return repo.ClusterID(b.control.SystemIdentifier) }
+
 // describeRun names the backup and notes what is known before it begins.
 func (b *run) describeRun() error {
 	name, err := repo.NewBackupName(b.Now())
 	if err != nil {
 		return err
 	}
-	cluster := repo.ClusterID(b.control.SystemIdentifier)
 	b.backup = &repo.Backup{
-		Format: repo.Format, Name: name, Type: "full", Cluster: cluster, Label: b.Label,
-		PostgresVersion: b.info.VersionNum, Started: b.Now().UTC().Truncate(time.Millisecond),
+		Format: repo.Format, Name: name, Type: repo.TypeFull, Cluster: b.cluster(), Label: b.Label,
+		PostgresVersion: b.info.VersionNum, CatalogVersion: b.control.CatalogVersion, Started: b.Now().UTC().Truncate(time.Millisecond),
 		SegmentSize: b.control.WALSegmentSize, BlockSize: int64(b.control.BlockSize),
 		Checksums: b.control.DataChecksums(), Host: b.Host.Name, Machine: b.Host.Machine, StateID: b.Host.State,
 		Directory: b.dataDir, User: ownerName(b.dataDir), Standby: b.info.InRecovery, Sealed: b.repo.Sealed(), Agent: b.Version,
@@ -351,15 +364,21 @@ func (b *run) copy(ctx context.Context) error {
 	b.Log.Info("backup started", "backup", string(b.backup.Name), "lsn", start.String())
 	b.reporter.phase("copying")
 
-	// The uploads have their own group: the pipeline must be waited for first.
-	uploads, uctx := errgroup.WithContext(ctx)
-	set := b.repo.NewPackSet(uctx, uploads, b.backup.Cluster, b.backup.Name, min(max(b.Concurrency, 2), 4))
-	manifest, err := b.newManifest(set)
+	layers, err := b.layers(ctx, start)
 	if err != nil {
 		return err
 	}
+	defer closeLayers(layers)
+	// The uploads have their own group: the pipeline must be waited for first.
+	uploads, uctx := errgroup.WithContext(ctx)
+	set := b.repo.NewPackSet(uctx, uploads, b.backup.Cluster, b.backup.Name, min(max(b.Concurrency, 2), 4))
+	kept := b.chain.Begin(b.backup.Name)
+	manifest, err := b.newManifest(set, kept)
+	if err != nil {
+		return errors.Join(err, kept.Close())
+	}
 	data := set.Writer(repo.PackData)
-	err = b.files(uctx, start, data, manifest)
+	err = b.files(uctx, start, layers, data, manifest)
 	if err == nil {
 		b.reporter.phase("finishing")
 		err = b.stop(uctx, start, data, manifest)
@@ -372,22 +391,26 @@ func (b *run) copy(ctx context.Context) error {
 		err = uerr
 	}
 	if err == nil {
-		err = b.publish(ctx, set, manifest)
+		err = b.publish(ctx, set, manifest, kept)
 	}
-	return errors.Join(err, manifest.Close())
+	if errs.KindOf(err) == errs.Damaged && b.base != nil {
+		// What is kept here may be what is damaged: the next run asks elsewhere.
+		err = errors.Join(err, b.chain.Forget(b.base.Name))
+	}
+	return errors.Join(err, manifest.Close(), kept.Close())
 }
 
-func (b *run) newManifest(set *repo.PackSet) (*repo.ManifestWriter, error) {
+func (b *run) newManifest(set *repo.PackSet, kept repo.ManifestCopy) (*repo.ManifestWriter, error) {
 	info, err := os.Stat(b.dataDir)
 	if err != nil {
 		return nil, readError(err)
 	}
 	return b.repo.NewManifestWriter(set, repo.ManifestHeader{
 		Backup: b.backup.Name, BlockSize: b.backup.BlockSize, Mode: uint32(info.Mode().Perm()),
-	})
+	}, kept)
 }
 
-func (b *run) files(ctx context.Context, start postgres.LSN, data *repo.Writer, manifest *repo.ManifestWriter) error {
+func (b *run) files(ctx context.Context, start postgres.LSN, layers []*layer, data *repo.Writer, manifest *repo.ManifestWriter) error {
 	w := b.newWalker()
 	stopEstimate := b.estimate(ctx)
 	defer stopEstimate()
@@ -395,7 +418,7 @@ func (b *run) files(ctx context.Context, start postgres.LSN, data *repo.Writer, 
 	defer stopWatch()
 	return copyFiles(ctx, w, data, manifest, copyOptions{
 		name: b.backup.Name, workers: b.Concurrency, codec: b.Codec, block: b.backup.BlockSize,
-		readRate: b.ReadRate, meter: &b.meter,
+		readRate: b.ReadRate, meter: &b.meter, layers: layers,
 		pages: &pageChecker{
 			enabled: b.backup.Checksums && b.backup.BlockSize == 8192, block: b.backup.BlockSize,
 			segBlocks: b.control.RelSegBlocks, start: start, current: b.insertLSN, bad: &b.bad, log: b.Log,
@@ -418,8 +441,8 @@ func (b *run) newWalker() *walker {
 // estimate walks once for the sizes alone, beside the backup, so that progress
 // can say how much there is to do.
 func (b *run) estimate(ctx context.Context) (stop func()) {
-	if b.Progress == nil {
-		return func() {}
+	if b.Progress == nil || b.base != nil {
+		return func() {} // what will be read is not known before it is planned
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	var done sync.WaitGroup

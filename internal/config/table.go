@@ -280,7 +280,7 @@ func table() []option {
 			Option: Option{
 				Key: "max_incrementals", Env: "AGENT_MAX_INCREMENTALS", Flag: "max-incrementals", Type: "N", Default: "30",
 				Allowed: "0 to 1000",
-				Help:    "How many incremental backups may follow a full one; 0 makes every backup full. It takes effect with incremental backups, which this version does not make yet.",
+				Help:    "How many incremental backups may follow a full one; 0 makes every backup full.",
 			},
 			fallback: fixed("30"),
 			parse:    storeInt(func(c *Config) *int { return &c.MaxIncrementals }, 0, maxIncrementals),
@@ -290,7 +290,7 @@ func table() []option {
 			Option: Option{
 				Key: "full_every", Env: "AGENT_FULL_EVERY", Flag: "full-every", Type: "DURATION", Default: "7d",
 				Allowed: "a duration of 1h to 3650d, such as 36h, 7d",
-				Help:    "The longest time from a full backup to the last incremental one that borrows from it. It decides by how much locks (immutable) are longer than what they promise.",
+				Help:    "The longest time from a full backup to the last incremental one that builds on it; then backup-push makes a full one again. It also decides by how much locks (immutable) are longer than what they promise.",
 			},
 			fallback: fixed("7d"),
 			parse:    storeDuration(func(c *Config) *time.Duration { return &c.FullEvery }, minFullEvery, maxFullEvery),

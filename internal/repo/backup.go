@@ -49,10 +49,17 @@ type ObjectDigest struct {
 type Backup struct {
 	Format          int                  `json:"format"`
 	Name            BackupName           `json:"name"`
-	Type            string               `json:"type"` // "full"
-	Parent          BackupName           `json:"parent,omitempty"`
+	Type            string               `json:"type"`                      // TypeFull or TypeIncremental
+	Parent          BackupName           `json:"parent,omitempty"`          // what an incremental one builds on
+	Full            BackupName           `json:"full,omitempty"`            // the full one that its chain began with
+	ChainStart      time.Time            `json:"chain_start_time,omitzero"` // when that one began
+	Depth           int                  `json:"depth,omitempty"`           // incrementals from there to this one
+	Resumed         BackupName           `json:"resumed,omitempty"`         // the interrupted one whose packs it took over
+	Detector        string               `json:"detector,omitempty"`        // what told the changed pages
+	Notes           []string             `json:"notes,omitempty"`           // why the backup is what it is
 	Cluster         ClusterID            `json:"system_identifier,string"`
 	PostgresVersion int                  `json:"postgres_version"` // server_version_num
+	CatalogVersion  uint32               `json:"catalog_version,omitempty"`
 	Label           string               `json:"label"`
 	Started         time.Time            `json:"start_time"`
 	Stopped         time.Time            `json:"stop_time"`
@@ -68,9 +75,11 @@ type Backup struct {
 	BadPages        int64                `json:"bad_pages"`
 	BadPageSample   []string             `json:"bad_page_sample,omitempty"` // the first, "path block N"
 	Files           int64                `json:"files"`
-	DataBytes       int64                `json:"data_bytes"`   // size of what is restored
-	StoredBytes     int64                `json:"stored_bytes"` // size of the own packs
-	PackCount       int64                `json:"pack_count"`
+	DataBytes       int64                `json:"data_bytes"`                // size of what is restored
+	StoredBytes     int64                `json:"stored_bytes"`              // size of the own packs
+	ReadBytes       int64                `json:"read_bytes,omitempty"`      // from the data directory
+	InheritedBytes  int64                `json:"inherited_bytes,omitempty"` // of DataBytes, as an earlier backup has them
+	PackCount       int64                `json:"pack_count"`                // own packs
 	Tablespaces     int                  `json:"tablespaces"`
 	Host            string               `json:"host"`
 	Machine         string               `json:"machine,omitempty"` // hash of the machine id
@@ -87,6 +96,20 @@ type Backup struct {
 	// Self is the SHA-256 of backup.json itself with its own 64 digits written
 	// as zeros, so that damage to it is noticed like that to what it pins.
 	Self Digest `json:"self_sha256"`
+}
+
+// The types of backups.
+const (
+	TypeFull        = "full"
+	TypeIncremental = "incremental"
+)
+
+// Chain is when the full backup began that this one goes back to.
+func (b *Backup) Chain() time.Time {
+	if b.ChainStart.IsZero() {
+		return b.Started
+	}
+	return b.ChainStart
 }
 
 // selfField stands before the digits of Self.
@@ -126,6 +149,7 @@ func (r *Repository) StoreBackup(ctx context.Context, b *Backup) (incomplete []s
 		return nil, errors.New("encode backup.json: it has no place for its own hash")
 	}
 	copy(digits, sum.String())
+	b.Self = sum
 	key := b.Cluster.backupKey(b.Name)
 	err = r.everywhere(ctx, key, func(ctx context.Context, p *place) error {
 		if !p.Required {
@@ -269,13 +293,13 @@ func (r *Repository) Backups(ctx context.Context, cluster ClusterID) ([]*Backup,
 	return slices.DeleteFunc(loaded, func(b *Backup) bool { return b == nil }), errors.Join(failed...)
 }
 
-// StorePacks creates the list of the backup's packs: a line of JSON for each,
-// compressed and not sealed, so that retention and verification on a host
-// without keys can work with it.
-func (r *Repository) StorePacks(ctx context.Context, cluster ClusterID, name BackupName, packs []Pack) (ObjectDigest, error) {
+// EncodePacks makes the list of a backup's packs, own and borrowed: a line of
+// JSON for each, compressed and not sealed, so that retention and verification on
+// a host without keys can work with it.
+func (r *Repository) EncodePacks(packs []Pack) ([]byte, error) {
 	enc, err := compress.NewEncoder(r.codec)
 	if err != nil {
-		return ObjectDigest{}, fmt.Errorf("make encoder: %w", err)
+		return nil, fmt.Errorf("make encoder: %w", err)
 	}
 	var raw, body []byte
 	flush := func() error {
@@ -286,19 +310,24 @@ func (r *Repository) StorePacks(ctx context.Context, cluster ClusterID, name Bac
 	for _, p := range packs {
 		line, err := json.Marshal(p)
 		if err != nil {
-			return ObjectDigest{}, fmt.Errorf("encode pack list: %w", err)
+			return nil, fmt.Errorf("encode pack list: %w", err)
 		}
 		if len(raw)+len(line) >= compress.MaxFrame {
 			if err := flush(); err != nil {
-				return ObjectDigest{}, fmt.Errorf("compress pack list: %w", err)
+				return nil, fmt.Errorf("compress pack list: %w", err)
 			}
 		}
 		raw = append(append(raw, line...), '\n')
 	}
 	if err := flush(); err != nil {
-		return ObjectDigest{}, fmt.Errorf("compress pack list: %w", err)
+		return nil, fmt.Errorf("compress pack list: %w", err)
 	}
-	info, err := r.putOwned(ctx, cluster.packsKey(name), cluster.backupKey(name), storage.Bytes(body))
+	return body, nil
+}
+
+// StorePacks creates the list of the backup's packs, as EncodePacks made it.
+func (r *Repository) StorePacks(ctx context.Context, cluster ClusterID, name BackupName, encoded []byte) (ObjectDigest, error) {
+	info, err := r.putOwned(ctx, cluster.packsKey(name), cluster.backupKey(name), storage.Bytes(encoded))
 	if err != nil {
 		return ObjectDigest{}, fmt.Errorf("store pack list: %w", err)
 	}
@@ -314,7 +343,20 @@ func (r *Repository) LoadPacks(ctx context.Context, b *Backup) (map[PackID]Pack,
 		return nil, err
 	}
 	defer stored.Close()
-	raw := compress.NewReader(io.NewSectionReader(stored.readerAt(), 0, stored.Size()))
+	return r.decodePacks(b, io.NewSectionReader(stored.readerAt(), 0, stored.Size()))
+}
+
+// KeptPacks reads a list of packs of which this host has kept a copy, if it is
+// still what was stored.
+func (r *Repository) KeptPacks(b *Backup, encoded []byte) (map[PackID]Pack, error) {
+	if int64(len(encoded)) != b.Packs.Size || sha256.Sum256(encoded) != b.Packs.SHA256 {
+		return nil, errors.New("read the kept list of packs: it is not the one that was stored")
+	}
+	return r.decodePacks(b, bytes.NewReader(encoded))
+}
+
+func (r *Repository) decodePacks(b *Backup, stored io.Reader) (map[PackID]Pack, error) {
+	raw := compress.NewReader(stored)
 	defer raw.Close()
 	d := json.NewDecoder(raw)
 	packs := make(map[PackID]Pack)
@@ -325,7 +367,7 @@ func (r *Repository) LoadPacks(ctx context.Context, b *Backup) (map[PackID]Pack,
 			return packs, nil
 		}
 		if err != nil {
-			return nil, r.malformed(err, key)
+			return nil, r.malformed(err, b.Cluster.packsKey(b.Name))
 		}
 		id := PackID{p.Lender, p.Number}
 		if id.Backup == "" {

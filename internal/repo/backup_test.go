@@ -127,7 +127,7 @@ func TestPackListRoundTrip(t *testing.T) {
 		}
 		b := exampleBackup()
 		var err error
-		if b.Packs, err = r.StorePacks(t.Context(), testCluster, testName, list); err != nil {
+		if b.Packs, err = r.StorePacks(t.Context(), testCluster, testName, encodePacks(t, r, list)); err != nil {
 			t.Fatal(err)
 		}
 		got, err := r.LoadPacks(t.Context(), b)

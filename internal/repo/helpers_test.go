@@ -275,11 +275,15 @@ func newPacks(ctx context.Context, r *Repository, name BackupName, uploads int) 
 	return packs{r.NewPackSet(ctx, g, testCluster, name, uploads), g, ctx}
 }
 
-// byID is how LoadPacks gives a list of own packs back.
+// byID is how LoadPacks gives a list of packs back.
 func byID(name BackupName, list []Pack) map[PackID]Pack {
 	all := make(map[PackID]Pack)
 	for _, p := range list {
-		all[PackID{name, p.Number}] = p
+		id := PackID{name, p.Number}
+		if p.Lender != "" {
+			id.Backup = p.Lender
+		}
+		all[id] = p
 	}
 	return all
 }

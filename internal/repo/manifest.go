@@ -3,7 +3,6 @@ package repo
 import (
 	"context"
 	"fmt"
-	"io"
 	"strings"
 	"time"
 
@@ -30,6 +29,13 @@ const (
 	recordEnd        = 'E'
 )
 
+// The flags of a file's record.
+const (
+	fileFinal = 1 << iota
+	fileSum   // 16 bytes of the content's SHA-256 follow
+	fileFlags // all others are unknown
+)
+
 // EntryKind tells directories from files.
 type EntryKind uint8
 
@@ -50,6 +56,11 @@ type Entry struct {
 	// Final marks the files that are restored after all others, in order:
 	// backup_label, tablespace_map and, last of all, global/pg_control.
 	Final bool
+	// Sum is the first half of the SHA-256 of a file's content, where HasSum is
+	// set: of files of which an incremental backup asks whether they have
+	// changed at all.
+	Sum    [16]byte
+	HasSum bool
 	// Tablespaces only: the OID and where the link pointed to. An empty
 	// location is a tablespace that lies in the data directory itself.
 	OID      uint32
@@ -101,22 +112,36 @@ type ManifestWriter struct {
 	packs   *Writer
 	enc     *compress.Encoder
 
-	section sectionBuilder
-	pending encoder // records that stand behind the section being built
-	root    rootWriter
-	last    string // path before, for prefix compression
-	final   bool
-	totals  ManifestTotals
+	section  sectionBuilder
+	pending  encoder // records that stand behind the section being built
+	loan     loan
+	borrowed packBits // packs of other backups that are needed
+	root     rootWriter
+	copy     ManifestCopy
+	last     string // path before, for prefix compression
+	final    bool
+	totals   ManifestTotals
+}
+
+// ManifestCopy is given what a manifest consists of while it is written, as it
+// is before it is sealed.
+type ManifestCopy interface {
+	// Root is the next frame of the root.
+	Root(frame []byte) error
+	// Section is a frame of the backup's own packs of sections, which comes at
+	// ref.Offset of the pack's opened content.
+	Section(ref FrameRef, frame []byte) error
 }
 
 // NewManifestWriter begins a manifest whose sections go into the set's packs.
-func (r *Repository) NewManifestWriter(set *PackSet, h ManifestHeader) (*ManifestWriter, error) {
+// keep, if not nil, gets a copy.
+func (r *Repository) NewManifestWriter(set *PackSet, h ManifestHeader, keep ManifestCopy) (*ManifestWriter, error) {
 	enc, err := compress.NewEncoder(r.codec)
 	if err != nil {
 		return nil, fmt.Errorf("make encoder: %w", err)
 	}
-	m := &ManifestWriter{repo: r, cluster: set.cluster, header: h, packs: set.Writer(PackMeta), enc: enc}
-	m.root = rootWriter{enc: enc, spool: spool{dir: r.spoolDir}}
+	m := &ManifestWriter{repo: r, cluster: set.cluster, header: h, packs: set.Writer(PackMeta), enc: enc, copy: keep, borrowed: make(packBits)}
+	m.root = rootWriter{enc: enc, spool: spool{dir: r.spoolDir}, copy: keep}
 	if m.root.seal, err = sealWriter(&m.root.spool, r.keys.Meta); err != nil {
 		return nil, fmt.Errorf("begin manifest: %w", err)
 	}
@@ -130,34 +155,32 @@ func (r *Repository) NewManifestWriter(set *PackSet, h ManifestHeader) (*Manifes
 }
 
 // Add writes an entry; entries come in the order of ComparePaths, then the
-// final ones. A file's runs cover its size exactly; frames are those of the
-// packs that the runs use.
-func (m *ManifestWriter) Add(ctx context.Context, e Entry, runs []Run, frames map[PackID][]Frame) error {
+// final ones. A file's parts cover its size exactly. A part is one that a
+// ManifestReader gave, unchanged: sections whose parts all come again in their
+// order are not written again but borrowed. Or it is new, with an Index of -1:
+// its section has the frames of all packs that the runs use, and may have more.
+func (m *ManifestWriter) Add(ctx context.Context, e Entry, parts []FilePart) error {
 	if err := m.checkOrder(e); err != nil {
 		return err
 	}
 	if e.Kind == EntryFile {
-		if n := (Part{Runs: runs}).Length(); n != e.Size {
+		var n int64
+		for _, p := range parts {
+			n += p.Length()
+		}
+		if n != e.Size {
 			return fmt.Errorf("add %s: runs cover %d of %d bytes", e.Path, n, e.Size)
 		}
 		m.totals.Files++
 		m.totals.Bytes += e.Size
 	}
 	m.totals.Entries++
-	m.encodeEntry(e)
-	if m.section.empty() && len(m.pending.b) >= maxPending {
-		if err := m.flush(ctx); err != nil {
-			return err
-		}
+	if err := m.record(ctx, m.encodeEntry(e)); err != nil {
+		return err
 	}
-	for len(runs) > 0 {
-		n := min(len(runs), sectionRuns)
-		m.section.add(Part{Runs: runs[:n]}, frames)
-		runs = runs[n:]
-		if m.section.full() || len(m.pending.b) >= maxPending {
-			if err := m.flush(ctx); err != nil {
-				return err
-			}
+	for _, p := range parts {
+		if err := m.part(ctx, p); err != nil {
+			return fmt.Errorf("add %s: %w", e.Path, err)
 		}
 	}
 	return nil
@@ -172,8 +195,8 @@ func (m *ManifestWriter) checkOrder(e Entry) error {
 	return nil
 }
 
-func (m *ManifestWriter) encodeEntry(e Entry) {
-	p := &m.pending
+func (m *ManifestWriter) encodeEntry(e Entry) []byte {
+	var p encoder
 	switch e.Kind {
 	case EntryTablespace:
 		p.byte(recordTablespace)
@@ -194,13 +217,20 @@ func (m *ManifestWriter) encodeEntry(e Entry) {
 	case EntryFile:
 		p.int(e.ModTime.UnixMicro())
 		p.size(e.Size)
+		var flags byte
 		if e.Final {
-			p.byte(1)
-		} else {
-			p.byte(0)
+			flags |= fileFinal
+		}
+		if e.HasSum {
+			flags |= fileSum
+		}
+		p.byte(flags)
+		if e.HasSum {
+			p.b = append(p.b, e.Sum[:]...)
 		}
 	case EntryDir:
 	}
+	return p.b
 }
 
 func sharedPrefix(a, b string) int {
@@ -215,12 +245,11 @@ func sharedPrefix(a, b string) int {
 // the records behind it, into the root.
 func (m *ManifestWriter) flush(ctx context.Context) error {
 	if !m.section.empty() {
+		ref := SectionRef{Owner: m.header.Backup}
+		for id := range m.section.frames {
+			m.need(id)
+		}
 		body := m.section.encode(m.header.BlockSize)
-		var e encoder
-		e.byte(recordSection)
-		e.string(string(m.header.Backup))
-		e.uint(uint64(len(m.section.parts)))
-		e.uint(uint64((len(body) + compress.MaxFrame - 1) / compress.MaxFrame))
 		for len(body) > 0 {
 			raw := body[:min(len(body), compress.MaxFrame)]
 			body = body[len(raw):]
@@ -228,16 +257,18 @@ func (m *ManifestWriter) flush(ctx context.Context) error {
 			if err != nil {
 				return fmt.Errorf("compress section: %w", err)
 			}
-			ref, err := m.packs.Append(ctx, frame, int64(len(raw)))
+			at, err := m.packs.Append(ctx, frame, int64(len(raw)))
 			if err != nil {
 				return fmt.Errorf("store section: %w", err)
 			}
-			e.uint(uint64(ref.Pack))
-			e.size(ref.Offset)
-			e.size(ref.Length)
-			e.size(ref.RawLen)
+			if m.copy != nil {
+				if err := m.copy.Section(at, frame); err != nil {
+					return err
+				}
+			}
+			ref.Frames = append(ref.Frames, at)
 		}
-		if err := m.root.write(e.b); err != nil {
+		if err := m.root.write(sectionRecord(ref, len(m.section.parts))); err != nil {
 			return err
 		}
 	}
@@ -247,10 +278,26 @@ func (m *ManifestWriter) flush(ctx context.Context) error {
 	return err
 }
 
+// sectionRecord says in the root where a section lies.
+func sectionRecord(ref SectionRef, parts int) []byte {
+	var e encoder
+	e.byte(recordSection)
+	e.string(string(ref.Owner))
+	e.uint(uint64(parts))
+	e.uint(uint64(len(ref.Frames)))
+	for _, f := range ref.Frames {
+		e.uint(uint64(f.Pack))
+		e.size(f.Offset)
+		e.size(f.Length)
+		e.size(f.RawLen)
+	}
+	return e.b
+}
+
 // Finish stores the last section; after it the packs can be closed and waited
 // for, and then the root stored with Store.
 func (m *ManifestWriter) Finish(ctx context.Context) (ManifestTotals, error) {
-	if err := m.flush(ctx); err != nil {
+	if err := m.Flush(ctx); err != nil {
 		return m.totals, err
 	}
 	if err := m.packs.Close(); err != nil {
@@ -278,46 +325,6 @@ func (m *ManifestWriter) Store(ctx context.Context) (ObjectDigest, error) {
 
 // Close frees what the manifest holds on disk.
 func (m *ManifestWriter) Close() error { return m.root.spool.Close() }
-
-// rootWriter cuts the root into frames.
-type rootWriter struct {
-	enc   *compress.Encoder
-	seal  io.WriteCloser
-	spool spool
-	buf   []byte
-}
-
-func (w *rootWriter) write(b []byte) error {
-	w.buf = append(w.buf, b...)
-	for len(w.buf) >= compress.MaxFrame {
-		if err := w.frame(w.buf[:compress.MaxFrame]); err != nil {
-			return err
-		}
-		w.buf = append(w.buf[:0], w.buf[compress.MaxFrame:]...)
-	}
-	return nil
-}
-
-func (w *rootWriter) frame(raw []byte) error {
-	frame, err := w.enc.AppendFrame(nil, raw)
-	if err != nil {
-		return fmt.Errorf("compress manifest: %w", err)
-	}
-	if _, err := w.seal.Write(frame); err != nil {
-		return fmt.Errorf("seal manifest: %w", err)
-	}
-	return nil
-}
-
-func (w *rootWriter) close() error {
-	if err := w.frame(w.buf); err != nil {
-		return err
-	}
-	if err := w.seal.Close(); err != nil {
-		return fmt.Errorf("seal manifest: %w", err)
-	}
-	return nil
-}
 
 // validPath refuses what could lead out of the directory that is restored.
 func validPath(p string) bool {

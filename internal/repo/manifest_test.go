@@ -29,13 +29,13 @@ func store(t testing.TB, r *Repository, items []item, frames map[PackID][]Frame)
 	t.Helper()
 	ctx := t.Context()
 	set := newPacks(ctx, r, testName, 2)
-	m, err := r.NewManifestWriter(set.PackSet, ManifestHeader{Backup: testName, BlockSize: 8192, Mode: 0o700})
+	m, err := r.NewManifestWriter(set.PackSet, ManifestHeader{Backup: testName, BlockSize: 8192, Mode: 0o700}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer m.Close()
 	for _, i := range items {
-		if err := m.Add(set.ctx, i.Entry, i.Runs, frames); err != nil {
+		if err := m.Add(set.ctx, i.Entry, newParts(i.Runs, frames)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -51,7 +51,7 @@ func store(t testing.TB, r *Repository, items []item, frames map[PackID][]Frame)
 	if b.Manifest, err = m.Store(ctx); err != nil {
 		t.Fatal(err)
 	}
-	if b.Packs, err = r.StorePacks(ctx, testCluster, testName, list); err != nil {
+	if b.Packs, err = r.StorePacks(ctx, testCluster, testName, encodePacks(t, r, list)); err != nil {
 		t.Fatal(err)
 	}
 	packs, err := r.LoadPacks(ctx, b)
@@ -62,6 +62,22 @@ func store(t testing.TB, r *Repository, items []item, frames map[PackID][]Frame)
 		t.Fatalf("packs differ (-written +read):\n%s", d)
 	}
 	return b, packs
+}
+
+// newParts is a file's only part, or none.
+func newParts(runs []Run, frames map[PackID][]Frame) []FilePart {
+	if len(runs) == 0 {
+		return nil
+	}
+	return []FilePart{{Part: Part{Runs: runs}, Section: &Section{Frames: frames}, Index: -1}}
+}
+
+func encodePacks(t interface{ Fatal(...any) }, r *Repository, packs []Pack) []byte {
+	encoded, err := r.EncodePacks(packs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return encoded
 }
 
 // load reads a manifest to its end.
@@ -190,13 +206,13 @@ func TestManifestWriterRefuses(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			r := testRepo(newMemory(), Keys{}, setting(t, "zstd"))
 			set := newPacks(t.Context(), r, testName, 1)
-			m, err := r.NewManifestWriter(set.PackSet, ManifestHeader{Backup: testName, BlockSize: blocks, Mode: 0o700})
+			m, err := r.NewManifestWriter(set.PackSet, ManifestHeader{Backup: testName, BlockSize: blocks, Mode: 0o700}, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
 			last := len(items) - 1
 			for n, i := range items {
-				if err := m.Add(t.Context(), i.Entry, i.Runs, nil); (err != nil) != (n == last) {
+				if err := m.Add(t.Context(), i.Entry, newParts(i.Runs, nil)); (err != nil) != (n == last) {
 					t.Fatalf("entry %d: %v", n, err)
 				}
 			}

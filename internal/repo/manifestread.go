@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"os"
 	"time"
 
 	"agent/internal/compress"
@@ -17,14 +18,27 @@ import (
 type FilePart struct {
 	Part
 	Section *Section
+	Index   int // of the section's parts; -1: of none that is stored
 }
 
 // Manifest is the root of a manifest, brought here and proved to be what was
-// stored.
+// stored, or kept here since it was made.
 type Manifest struct {
 	repo   *Repository
 	backup *Backup
-	root   *spool
+	root   io.ReaderAt
+	size   int64
+	closer io.Closer
+	// kept opens what this host has kept of a pack of sections, or says
+	// os.ErrNotExist; nil: nothing is kept.
+	kept func(PackID) (*os.File, error)
+	// limit is how much of the root there is of a backup that was not finished.
+	limit *ManifestLimit
+}
+
+// ManifestLimit is how far the manifest of a backup goes that was interrupted.
+type ManifestLimit struct {
+	Entries int64 // of the root, from its beginning
 }
 
 // OpenManifest brings the root of the manifest of b.
@@ -33,11 +47,23 @@ func (r *Repository) OpenManifest(ctx context.Context, b *Backup) (*Manifest, er
 	if err != nil {
 		return nil, err
 	}
-	return &Manifest{repo: r, backup: b, root: root}, nil
+	return &Manifest{repo: r, backup: b, root: root.readerAt(), size: root.Size(), closer: root}, nil
+}
+
+// KeptManifest is the manifest of b of which this host has kept a copy
+// (ManifestCopy): the root's frames in a file, which it closes, and the packs of
+// sections that kept opens. Those that are missing are brought from the
+// repository. With a limit only so much of it is read.
+func (r *Repository) KeptManifest(b *Backup, root *os.File, limit *ManifestLimit, kept func(PackID) (*os.File, error)) (*Manifest, error) {
+	info, err := root.Stat()
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open the kept manifest: %w", err), root.Close())
+	}
+	return &Manifest{repo: r, backup: b, root: root, size: info.Size(), closer: root, limit: limit, kept: kept}, nil
 }
 
 // Close frees the root.
-func (m *Manifest) Close() error { return m.root.Close() }
+func (m *Manifest) Close() error { return m.closer.Close() }
 
 // ManifestReader reads a manifest as a stream: memory is one section. It is
 // used by one goroutine.
@@ -60,14 +86,17 @@ type ManifestReader struct {
 	section *Section
 	next    int // of section.Parts
 	lenders map[BackupName]*sectionPack
+	kept    func(PackID) (*os.File, error)
+	limit   *ManifestLimit
 }
 
-// sectionPack is a pack of sections that was brought here.
+// sectionPack is a pack of sections that was brought or kept here.
 type sectionPack struct {
-	id    PackID
-	key   string
-	frame io.ReaderAt // the frames in a row
-	spool *spool
+	id     PackID
+	key    string
+	frame  io.ReaderAt // the frames in a row
+	kept   bool
+	closer io.Closer
 }
 
 // Read begins to read the manifest. packs is the backup's list of packs; with
@@ -76,9 +105,9 @@ type sectionPack struct {
 func (m *Manifest) Read(packs map[PackID]Pack) (*ManifestReader, error) {
 	r := &ManifestReader{
 		repo: m.repo, backup: m.backup, packs: packs, dec: new(compress.Decoder), rootOnly: packs == nil,
-		key: m.backup.Cluster.manifestKey(m.backup.Name), lenders: make(map[BackupName]*sectionPack),
+		key: m.backup.Cluster.manifestKey(m.backup.Name), lenders: make(map[BackupName]*sectionPack), kept: m.kept, limit: m.limit,
 	}
-	if err := r.open(io.NewSectionReader(m.root.readerAt(), 0, m.root.Size())); err != nil {
+	if err := r.open(io.NewSectionReader(m.root, 0, m.size)); err != nil {
 		return nil, errors.Join(err, r.Close())
 	}
 	return r, nil
@@ -126,6 +155,9 @@ func (m *ManifestReader) malformed(err error) error {
 // its sections are what was stored, and returns io.EOF.
 func (m *ManifestReader) Next(ctx context.Context) (Entry, []FilePart, error) {
 	for {
+		if m.limit != nil && m.totals.Entries == m.limit.Entries {
+			return Entry{}, nil, io.EOF
+		}
 		t := m.d.byte()
 		if m.d.err != nil {
 			return Entry{}, nil, m.malformed(m.d.err)
@@ -174,7 +206,14 @@ func (m *ManifestReader) readEntry(t byte) Entry {
 		e.Kind = EntryFile
 		e.ModTime = time.UnixMicro(d.int()).UTC()
 		e.Size = d.size(math.MaxInt64)
-		e.Final = d.byte() == 1
+		flags := d.byte()
+		if flags >= fileFlags {
+			d.malformed("flags %#x of a file are unknown", flags)
+		}
+		e.Final, e.HasSum = flags&fileFinal != 0, flags&fileSum != 0
+		if e.HasSum {
+			d.bytes(e.Sum[:])
+		}
 	default:
 		d.malformed("record %q is unknown", t)
 	}
@@ -216,7 +255,7 @@ func (m *ManifestReader) parts(ctx context.Context, e Entry) ([]FilePart, error)
 			return nil, m.malformed(fmt.Errorf("%w: runs of %q do not cover its %d bytes exactly", errMalformed, e.Path, e.Size))
 		}
 		left -= n
-		parts = append(parts, FilePart{Part: p, Section: m.section})
+		parts = append(parts, FilePart{Part: p, Section: m.section, Index: m.next - 1})
 	}
 	return parts, nil
 }
@@ -234,6 +273,7 @@ func (m *ManifestReader) readSection(ctx context.Context) error {
 		d.malformed("%v", err)
 	}
 	var body []byte
+	ref := SectionRef{Owner: lender}
 	for range frames {
 		number := uint32(d.size(math.MaxUint32))
 		offset, length, raw := d.size(maxPackSpan), d.size(maxStoredFrame), d.size(maxRawFrame)
@@ -243,6 +283,7 @@ func (m *ManifestReader) readSection(ctx context.Context) error {
 		if m.rootOnly {
 			continue
 		}
+		ref.Frames = append(ref.Frames, FrameRef{Pack: number, Offset: offset, Length: length, RawLen: raw})
 		if body, err = m.readFrame(ctx, body, PackID{lender, number}, offset, length, raw); err != nil {
 			return err
 		}
@@ -253,8 +294,11 @@ func (m *ManifestReader) readSection(ctx context.Context) error {
 	if m.section, err = decodeSection(body); err == nil && uint64(len(m.section.Parts)) != parts {
 		err = fmt.Errorf("%w: section has %d parts instead of %d", errMalformed, len(m.section.Parts), parts)
 	}
-	m.next = 0
-	return m.malformed(err)
+	if m.next = 0; err != nil {
+		return m.malformed(err)
+	}
+	m.section.Ref = ref
+	return nil
 }
 
 // readFrame appends the raw bytes of a frame of a section. Sections of one
@@ -263,18 +307,40 @@ func (m *ManifestReader) readSection(ctx context.Context) error {
 func (m *ManifestReader) readFrame(ctx context.Context, dst []byte, id PackID, offset, length, raw int64) ([]byte, error) {
 	p := m.lenders[id.Backup]
 	if p == nil || p.id != id {
-		if p != nil {
-			delete(m.lenders, id.Backup)
-			if err := p.spool.Close(); err != nil {
-				return nil, err
-			}
+		if err := m.drop(p); err != nil {
+			return nil, err
 		}
 		var err error
-		if p, err = m.sectionPack(ctx, id); err != nil {
+		if p, err = m.sectionPack(ctx, id, m.kept); err != nil {
 			return nil, err
 		}
 		m.lenders[id.Backup] = p
 	}
+	body, err := m.decodeFrame(dst, p, offset, length, raw)
+	if err == nil || !p.kept {
+		return body, err
+	}
+	// What was kept is damaged: as if it were not there.
+	m.repo.log.Warn("the kept copy of a manifest is damaged", "backup", string(id.Backup), "error", err.Error())
+	if err := m.drop(p); err != nil {
+		return nil, err
+	}
+	if p, err = m.sectionPack(ctx, id, nil); err != nil {
+		return nil, err
+	}
+	m.lenders[id.Backup] = p
+	return m.decodeFrame(dst, p, offset, length, raw)
+}
+
+func (m *ManifestReader) drop(p *sectionPack) error {
+	if p == nil {
+		return nil
+	}
+	delete(m.lenders, p.id.Backup)
+	return p.closer.Close()
+}
+
+func (m *ManifestReader) decodeFrame(dst []byte, p *sectionPack, offset, length, raw int64) ([]byte, error) {
 	frame := make([]byte, length)
 	if _, err := p.frame.ReadAt(frame, offset); err != nil {
 		return nil, m.repo.malformed(err, p.key)
@@ -290,24 +356,34 @@ func (m *ManifestReader) readFrame(ctx context.Context, dst []byte, id PackID, o
 	return dst, nil
 }
 
-// sectionPack brings a pack of sections here.
-func (m *ManifestReader) sectionPack(ctx context.Context, id PackID) (*sectionPack, error) {
+// sectionPack opens a pack of sections that is kept, or brings it here.
+func (m *ManifestReader) sectionPack(ctx context.Context, id PackID, kept func(PackID) (*os.File, error)) (*sectionPack, error) {
+	p := &sectionPack{id: id, key: m.backup.Cluster.packKey(id.Backup, id.Number)}
+	if kept != nil {
+		f, err := kept(id)
+		if err == nil {
+			p.frame, p.closer, p.kept = f, f, true
+			return p, nil
+		}
+		if !errors.Is(err, os.ErrNotExist) {
+			return nil, fmt.Errorf("open the kept copy of a manifest: %w", err)
+		}
+	}
 	want, ok := m.packs[id]
 	if !ok {
 		return nil, m.malformed(fmt.Errorf("%w: pack %s/%08x is not in the list of packs", errMalformed, id.Backup, id.Number))
 	}
-	p := &sectionPack{id: id, key: m.backup.Cluster.packKey(id.Backup, id.Number)}
-	var err error
-	if p.spool, err = m.repo.download(ctx, p.key, ObjectDigest{Size: want.Size, SHA256: want.SHA256}); err != nil {
+	stored, err := m.repo.download(ctx, p.key, ObjectDigest{Size: want.Size, SHA256: want.SHA256})
+	if err != nil {
 		return nil, err
 	}
-	p.frame = p.spool.readerAt()
-	head, _, err := peek(io.NewSectionReader(p.frame, 0, p.spool.Size()))
+	p.frame, p.closer = stored.readerAt(), stored
+	head, _, err := peek(io.NewSectionReader(p.frame, 0, stored.Size()))
 	if err == nil && crypto.IsSealed(head) {
-		p.frame, _, err = m.repo.keys.Identities.OpenAt(p.frame, p.spool.Size())
+		p.frame, _, err = m.repo.keys.Identities.OpenAt(p.frame, stored.Size())
 	}
 	if err != nil {
-		return nil, errors.Join(m.repo.malformed(err, p.key), p.spool.Close())
+		return nil, errors.Join(m.repo.malformed(err, p.key), stored.Close())
 	}
 	return p, nil
 }
@@ -344,7 +420,7 @@ func (m *ManifestReader) Close() error {
 		all = append(all, m.raw.Close())
 	}
 	for _, p := range m.lenders {
-		all = append(all, p.spool.Close())
+		all = append(all, p.closer.Close())
 	}
 	return errors.Join(all...)
 }

@@ -78,6 +78,14 @@ type Frame struct{ Offset, Length, RawOffset, RawLen int64 }
 type Section struct {
 	Parts  []Part
 	Frames map[PackID][]Frame // by rising raw offset
+	Ref    SectionRef         // where it is stored; zero for one that is not yet
+}
+
+// SectionRef says where a section is stored: in frames of packs of one backup,
+// one after the other.
+type SectionRef struct {
+	Owner  BackupName
+	Frames []FrameRef // without raw offsets
 }
 
 // sectionBuilder gathers parts and the frames they use until it is full.
@@ -88,23 +96,33 @@ type sectionBuilder struct {
 	span   int64
 }
 
-func (s *sectionBuilder) add(p Part, frames map[PackID][]Frame) {
+// add takes a part, and of the frames those that it uses.
+func (s *sectionBuilder) add(p Part, frames map[PackID][]Frame) error {
 	if s.frames == nil {
 		s.frames = make(map[PackID]map[int64]Frame)
 	}
 	s.parts = append(s.parts, p)
 	s.runs += len(p.Runs)
-	s.span += p.Length()
-	for id, fs := range frames {
-		t := s.frames[id]
-		if t == nil {
-			t = make(map[int64]Frame)
-			s.frames[id] = t
+	for _, r := range p.Runs {
+		s.span += r.Length
+		if r.Zero {
+			continue
 		}
-		for _, f := range fs {
-			t[f.RawOffset] = f
+		table := s.frames[r.Pack]
+		if table == nil {
+			table = make(map[int64]Frame)
+			s.frames[r.Pack] = table
+		}
+		all := frames[r.Pack]
+		i, ok := FrameAt(all, r.Raw)
+		for end := r.Raw + r.Length; ok && i < len(all) && all[i].RawOffset < end; i++ {
+			table[all[i].RawOffset] = all[i]
+		}
+		if !covered(all, r.Raw, r.Length) {
+			return fmt.Errorf("add part: %s: its frames are not known", r)
 		}
 	}
+	return nil
 }
 
 func (s *sectionBuilder) empty() bool { return len(s.parts) == 0 }

@@ -190,7 +190,7 @@ func (s *several) tryBackup(t testing.TB, name BackupName, lent ...Pack) (*Backu
 			t.Fatal(err)
 		}
 	}
-	m, err := s.NewManifestWriter(set.PackSet, ManifestHeader{Backup: name, BlockSize: 8192, Mode: 0o700})
+	m, err := s.NewManifestWriter(set.PackSet, ManifestHeader{Backup: name, BlockSize: 8192, Mode: 0o700}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -209,7 +209,7 @@ func (s *several) tryBackup(t testing.TB, name BackupName, lent ...Pack) (*Backu
 	if b.Manifest, err = m.Store(ctx); err != nil {
 		t.Fatal(err)
 	}
-	if b.Packs, err = s.StorePacks(ctx, testCluster, name, append(own, lent...)); err != nil {
+	if b.Packs, err = s.StorePacks(ctx, testCluster, name, encodePacks(t, s.Repository, append(own, lent...))); err != nil {
 		t.Fatal(err)
 	}
 	for _, wal := range []string{"00000002.history", segment(3), segment(4), segment(5)} {

@@ -100,3 +100,7 @@ func (c ClusterID) summaryKey(f postgres.WALFile) (string, error) {
 	}
 	return fmt.Sprintf("%ssummary/%08X%08X/%s", c.prefix(), uint32(f.Timeline), f.Log, f.Name), nil
 }
+
+// OpensSummaries tells whether this host can read what it stores of summaries
+// and manifests: they are not sealed, or it has an identity.
+func (r *Repository) OpensSummaries() bool { return r.keys.Meta.Empty() || r.keys.Identities.Given() }

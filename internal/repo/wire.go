@@ -92,6 +92,13 @@ func (d *decoder) string() string {
 	return string(b)
 }
 
+// bytes fills b.
+func (d *decoder) bytes(b []byte) {
+	for i := range b {
+		b[i] = d.byte()
+	}
+}
+
 func (d *decoder) fail(err error) {
 	switch {
 	case err == nil:

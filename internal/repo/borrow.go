@@ -1,0 +1,191 @@
+package repo
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+)
+
+// loan is a section of an earlier manifest whose parts have come in their order
+// until now. If they all do it is borrowed as it lies; until then what has come
+// is kept, at most the entries of one section.
+type loan struct {
+	section *Section
+	next    int     // the part that must come next
+	events  []event // what has come since the first part
+	bytes   int     // of their records
+}
+
+// event is the record of an entry, or a part of the last entry.
+type event struct {
+	record []byte
+	part   FilePart
+}
+
+// record takes the record of an entry.
+func (m *ManifestWriter) record(ctx context.Context, b []byte) error {
+	if m.loan.section != nil {
+		if m.loan.bytes += len(b); m.loan.bytes < maxPending {
+			m.loan.events = append(m.loan.events, event{record: b})
+			return nil
+		}
+		if err := m.decline(ctx); err != nil {
+			return err
+		}
+	}
+	m.pending.b = append(m.pending.b, b...)
+	if m.section.empty() && len(m.pending.b) >= maxPending {
+		return m.flush(ctx)
+	}
+	return nil
+}
+
+// part takes a part of the last entry.
+func (m *ManifestWriter) part(ctx context.Context, p FilePart) error {
+	l := &m.loan
+	if l.section != nil && (p.Section != l.section || p.Index != l.next) {
+		if err := m.decline(ctx); err != nil {
+			return err
+		}
+	}
+	switch {
+	case p.Section == nil:
+		p.Section = &Section{} // zeros alone
+	case l.section == nil && p.Index == 0 && p.Section.Ref.Owner != "":
+		l.section = p.Section
+	}
+	if l.section == nil {
+		return m.own(ctx, p)
+	}
+	l.events = append(l.events, event{part: p})
+	if l.next++; l.next < len(l.section.Parts) {
+		return nil
+	}
+	return m.accept(ctx)
+}
+
+// own writes a part into the section that is being built.
+func (m *ManifestWriter) own(ctx context.Context, p FilePart) error {
+	for runs := p.Runs; len(runs) > 0; {
+		n := min(len(runs), sectionRuns)
+		if err := m.section.add(Part{Runs: runs[:n]}, p.Section.Frames); err != nil {
+			return err
+		}
+		runs = runs[n:]
+		if m.section.full() || len(m.pending.b) >= maxPending {
+			if err := m.flush(ctx); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// decline gives a loan up: what has come is written anew.
+func (m *ManifestWriter) decline(ctx context.Context) error {
+	events := m.loan.events
+	m.loan = loan{}
+	for _, e := range events {
+		if e.record != nil {
+			if err := m.record(ctx, e.record); err != nil {
+				return err
+			}
+			continue
+		}
+		if err := m.own(ctx, e.part); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// accept borrows a section. Its record comes behind that of the entry which has
+// its first part, where a reader asks for the next section.
+func (m *ManifestWriter) accept(ctx context.Context) error {
+	if err := m.flush(ctx); err != nil {
+		return err
+	}
+	l := m.loan
+	m.loan = loan{}
+	ref := l.section.Ref
+	for _, f := range ref.Frames {
+		m.need(PackID{ref.Owner, f.Pack})
+	}
+	for id := range l.section.Frames {
+		m.need(id)
+	}
+	if err := m.root.write(sectionRecord(ref, len(l.section.Parts))); err != nil {
+		return err
+	}
+	for _, e := range l.events {
+		if err := m.root.write(e.record); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Flush stores what has been added in sections of their own, so that the copy
+// of the manifest is whole up to here.
+func (m *ManifestWriter) Flush(ctx context.Context) error {
+	if err := m.decline(ctx); err != nil {
+		return err
+	}
+	if err := m.flush(ctx); err != nil {
+		return err
+	}
+	return m.root.cut()
+}
+
+// need notes that a pack of another backup is needed.
+func (m *ManifestWriter) need(id PackID) {
+	if id.Backup != m.header.Backup {
+		m.borrowed.add(id)
+	}
+}
+
+// Borrowed are the packs of other backups that the manifest needs, by lender and
+// number. from has them all, by what earlier backups say of them.
+func (m *ManifestWriter) Borrowed(from map[PackID]Pack) ([]Pack, error) {
+	var packs []Pack
+	for id := range m.borrowed.all() {
+		p, ok := from[id]
+		if !ok {
+			return nil, fmt.Errorf("list packs: pack %s/%08x is borrowed and in no list", id.Backup, id.Number)
+		}
+		p.Lender = id.Backup
+		packs = append(packs, p)
+	}
+	slices.SortFunc(packs, func(a, b Pack) int {
+		return cmp.Or(cmp.Compare(a.Lender, b.Lender), cmp.Compare(a.Number, b.Number))
+	})
+	return packs, nil
+}
+
+// packBits is a set of packs: a bit for each.
+type packBits map[BackupName][]uint64
+
+func (s packBits) add(id PackID) {
+	words := s[id.Backup]
+	at := int(id.Number / 64)
+	if at >= len(words) {
+		words = append(words, make([]uint64, at+1-len(words))...)
+		s[id.Backup] = words
+	}
+	words[at] |= 1 << (id.Number % 64)
+}
+
+func (s packBits) all() func(func(PackID) bool) {
+	return func(yield func(PackID) bool) {
+		for name, words := range s {
+			for at, w := range words {
+				for bit := range 64 {
+					if w&(1<<bit) != 0 && !yield(PackID{name, uint32(at*64 + bit)}) {
+						return
+					}
+				}
+			}
+		}
+	}
+}
