@@ -88,6 +88,7 @@ type run struct {
 	incomplete []string
 	reporter   *reporter
 	lsnMu      sync.Mutex
+	started    postgres.LSN // 0: not yet
 
 	// Of a backup from a standby; see completeStop.
 	primary  *postgres.Server // nil where there is no session
@@ -120,6 +121,12 @@ func Run(ctx context.Context, r *repo.Repository, o Options) (res *Result, err e
 		return nil, err
 	}
 	b.chain = chain.New(b.StateDir, b.repo, b.cluster(), b.Log)
+	if b.info.InRecovery {
+		// Which backup can be built on depends on where this one starts.
+		if _, err := b.start(ctx); err != nil {
+			return nil, err
+		}
+	}
 	if err := b.chooseBase(ctx); err != nil {
 		return nil, err
 	}
@@ -354,11 +361,8 @@ func ownerName(dir string) string {
 // copy is the backup proper: start, files, pg_control, stop, WAL, and last of
 // all backup.json.
 func (b *run) copy(ctx context.Context) error {
-	start, err := b.server.StartBackup(ctx, b.Label, !b.Spread)
+	start, err := b.start(ctx)
 	if err != nil {
-		return err
-	}
-	if err := b.onTimeline(ctx); err != nil {
 		return err
 	}
 	b.Log.Info("backup started", "backup", string(b.backup.Name), "lsn", start.String())
@@ -398,6 +402,22 @@ func (b *run) copy(ctx context.Context) error {
 		err = errors.Join(err, b.chain.Forget(b.base.Name))
 	}
 	return errors.Join(err, manifest.Close(), kept.Close())
+}
+
+// start begins the backup, once, and returns the LSN from which it needs WAL.
+func (b *run) start(ctx context.Context) (postgres.LSN, error) {
+	if b.started != 0 {
+		return b.started, nil
+	}
+	start, err := b.server.StartBackup(ctx, b.Label, !b.Spread)
+	if err != nil {
+		return 0, err
+	}
+	if err := b.onTimeline(ctx); err != nil {
+		return 0, err
+	}
+	b.started = start
+	return start, nil
 }
 
 func (b *run) newManifest(set *repo.PackSet, kept repo.ManifestCopy) (*repo.ManifestWriter, error) {

@@ -44,13 +44,61 @@ func (b *run) segment(ctx context.Context, number uint64) postgres.Segment {
 	if !b.info.InRecovery || s.Timeline == 1 {
 		return s
 	}
-	histories, _, err := b.repo.Histories(ctx, b.backup.Cluster)
+	histories, _, err := b.repo.Histories(ctx, b.cluster())
 	if err != nil || len(histories[s.Timeline]) == 0 {
 		return s
 	}
-	last := postgres.LSN((number+1)*uint64(b.backup.SegmentSize) - 1)
+	last := postgres.LSN((number+1)*uint64(b.control.WALSegmentSize) - 1)
 	s.Timeline = histories[s.Timeline].TimelineAt(last)
 	return s
+}
+
+// archivedPatience is how long the WAL before the start may take to the
+// repository, once, before what has changed is told without its summaries, and
+// archivedPoll how often it is looked for.
+const (
+	archivedPatience = 20 * time.Second
+	archivedPoll     = 200 * time.Millisecond
+)
+
+// awaitBefore waits until the WAL before the start has arrived in the
+// repository, with its summary. A primary keeps in pg_wal what is not archived
+// yet; a standby removes it with each restartpoint, such as that with which the
+// backup began.
+func (b *run) awaitBefore(ctx context.Context, start postgres.LSN) error {
+	size := b.control.WALSegmentSize
+	if !b.info.InRecovery || start.Segment(size) == 0 {
+		return nil
+	}
+	before := b.segment(ctx, start.Segment(size)-1)
+	file, err := postgres.ParseWALFile(before.Name(size))
+	if err != nil {
+		return err
+	}
+	limit := time.NewTimer(archivedPatience)
+	defer limit.Stop()
+	tick := time.NewTicker(archivedPoll)
+	defer tick.Stop()
+	for {
+		missing, err := b.repo.MissingWAL(ctx, b.cluster(), before, before, size)
+		if err != nil {
+			return err
+		}
+		if missing == "" && b.repo.OpensSummaries() {
+			_, err = b.repo.ReadSummary(ctx, b.cluster(), file)
+		}
+		if missing == "" && err == nil {
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-limit.C:
+			b.note(fmt.Sprintf("WAL %s, which is before the start, has not arrived in the repository with its summary within %s", before.Name(size), archivedPatience))
+			return nil
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
 }
 
 // stopFailed explains why the server refused to end the backup.

@@ -286,3 +286,56 @@ func TestStandbyFollows(t *testing.T) {
 		t.Errorf("recovered rows %s", got)
 	}
 }
+
+// TestStandbyChain makes a chain of which some backups are from the primary and
+// some from its standby, also one that starts before the last one has ended, and
+// one behind a failover.
+func TestStandbyChain(t *testing.T) {
+	t.Parallel()
+	for _, major := range []int{13, 18} {
+		t.Run(fmt.Sprint(major), func(t *testing.T) {
+			t.Parallel()
+			h := newHosts(t, major)
+			h.Exec(t, loadTables("pg_default"), "CREATE TABLE filler AS SELECT g AS i, repeat(md5(g::text), 20) AS m FROM generate_series(1, 10000) g")
+			full := h.pushed(t)
+			second := h.standby(t, h.Server, map[string]string{"archive_mode": "on"})
+			second.WaitStreaming(t)
+			work := startLoad(t, h.Server)
+			change := func(n int) {
+				t.Helper()
+				work.more(t, 100)
+				h.Exec(t, fmt.Sprintf("DELETE FROM filler WHERE i %% 50 = %d", n), "VACUUM filler", "CHECKPOINT")
+				second.WaitReplayed(t, h.LSN(t))
+			}
+			last := full
+			for n, s := range []*site{second, h.site, second} {
+				change(n)
+				b := s.pushed(t, "--parent", last.Name)
+				if b.Type != "incremental" || b.Parent != last.Name || b.Inherited == 0 {
+					t.Fatalf("backup %d is %+v, and not an incremental one of %s: %s", n, b, last.Name, strings.Join(b.Reasons, "\n"))
+				}
+				last = b
+			}
+			work.stop(t)
+			want := work.mark(t)
+			h.standbyRecovered(t, backup{Name: last.Name}, want)
+
+			// No checkpoint since: the last backup ended behind where this one starts.
+			again := second.pushed(t)
+			if again.Type != "incremental" || again.Parent == last.Name {
+				t.Errorf("without a checkpoint the backup is %+v", again)
+			}
+			h.standbyRecovered(t, backup{Name: again.Name}, want)
+
+			h.Stop(t)
+			second.Promote(t)
+			second.Exec(t, "DELETE FROM filler WHERE i % 50 = 9")
+			promoted := second.pushed(t)
+			if promoted.Type != "incremental" || promoted.Parent != again.Name {
+				t.Errorf("behind the failover the backup is %+v", promoted)
+			}
+			h.Server = second.Server
+			h.standbyRecovered(t, backup{Name: promoted.Name}, want)
+		})
+	}
+}
