@@ -318,6 +318,7 @@ func TestStandbyChain(t *testing.T) {
 			}
 			work.stop(t)
 			want := work.mark(t)
+			h.switchWAL(t)
 			h.standbyRecovered(t, backup{Name: last.Name}, want)
 
 			// No checkpoint since: the last backup ended behind where this one starts.
