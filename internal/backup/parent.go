@@ -152,7 +152,7 @@ func newerFirst(history postgres.History, x, y *repo.Backup) int {
 
 // unfit says why a backup cannot be built on, as far as is known before this one
 // has begun.
-func (b *run) unfit(parent *repo.Backup) string { return delta.Unfit(parent, b.state(0)) }
+func (b *run) unfit(parent *repo.Backup) string { return delta.Unfit(parent, b.state(b.started)) }
 
 // state is what the parent must fit; start is 0 while it is not known.
 func (b *run) state(start postgres.LSN) delta.State {
@@ -244,6 +244,9 @@ func (b *run) layers(ctx context.Context, start postgres.LSN) ([]*layer, error) 
 func (b *run) baseLayer(ctx context.Context, start postgres.LSN) ([]*layer, error) {
 	if b.base == nil {
 		return nil, nil
+	}
+	if err := b.awaitBefore(ctx, start); err != nil {
+		return nil, err
 	}
 	changes, refused, err := b.detect(ctx, b.base.Backup, b.base.manifest, start)
 	if ctx.Err() != nil {

@@ -86,6 +86,7 @@ type Backup struct {
 	StateID         string               `json:"state_id"`          // of the agent's state directory
 	Directory       string               `json:"directory"`         // the data directory, links resolved
 	User            string               `json:"user"`              // owner of the data directory
+	Standby         bool                 `json:"standby,omitempty"` // the server was in recovery
 	Sealed          bool                 `json:"sealed"`
 	Agent           string               `json:"agent"`
 	Packs           ObjectDigest         `json:"packs"`

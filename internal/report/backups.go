@@ -55,6 +55,7 @@ type Backup struct {
 	Encrypted        bool      `json:"encrypted"`
 	Host             string    `json:"host"`
 	DataDirectory    string    `json:"data_directory"`
+	Standby          bool      `json:"standby"`
 	Agent            string    `json:"agent"`
 }
 
@@ -69,7 +70,7 @@ func Of(b *repo.Backup) Backup {
 		Ratio: ratio(b), Files: b.Files, Packs: b.PackCount, Tablespaces: b.Tablespaces,
 		PostgresVersion: version(b.PostgresVersion), Label: b.Label,
 		DataChecksums: b.Checksums, BadPages: b.BadPages, BadPageSample: b.BadPageSample,
-		Encrypted: b.Sealed, Host: b.Host, DataDirectory: b.Directory, Agent: b.Agent,
+		Encrypted: b.Sealed, Host: b.Host, DataDirectory: b.Directory, Standby: b.Standby, Agent: b.Agent,
 	}
 }
 
@@ -185,6 +186,7 @@ func Show(w io.Writer, b *repo.Backup) error {
 	}
 	row(t, "host", d.Host)
 	row(t, "data directory", d.DataDirectory)
+	row(t, "from a standby", yesNo(d.Standby))
 	row(t, "agent", d.Agent)
 	if err := t.Flush(); err != nil {
 		return fmt.Errorf("write backup: %w", err)
