@@ -123,8 +123,11 @@ func (a *app) prefetchLater(cmd *cobra.Command, cfg *config.Config, cluster repo
 	if _, found := recoveryCall(os.Args[1:]); found != dest || !recovering(filepath.Dir(filepath.Dir(dest))) {
 		return // it would never be asked
 	}
-	name, err := prefetchName(os.Args[1:], segment, dest)
 	dir := filepath.Dir(dest)
+	if pid, err := beside.Postmaster(filepath.Dir(dir)); err == nil && inherits(pid) {
+		return
+	}
+	name, err := prefetchName(os.Args[1:], segment, dest)
 	if err == nil {
 		dir, err = filepath.Abs(dir)
 	}
