@@ -63,7 +63,7 @@ vet: go-present
 
 .PHONY: lint
 lint: go-present ## Run the linters of .golangci.yml
-	@$(tools); golangci-lint run ./...
+	@$(tools); golangci-lint run --allow-parallel-runners ./...
 	@! grep -rn --include='*.go' '//\s*nolint' . || { echo "the linters are not to be silenced" >&2; exit 1; }
 
 .PHONY: fmt

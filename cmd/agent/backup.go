@@ -134,13 +134,35 @@ func (a *app) pushSummary(res *backup.Result, asJSON bool) error {
 		return report.ShowJSON(a.stdout, b)
 	}
 	d := report.Of(b)
-	return fprint(a.stdout, `backup %s is complete
-  %s files, %s (%s read), %s stored, ratio %.1f, in %s
+	return fprint(a.stdout, `backup %s is complete: %s
+  %s files, %s (%s read%s), %s stored, ratio %.1f, in %s
   start %s, stop %s, timeline %d, WAL %s to %s
   requests: %s
-%s`, d.Name, humanize.Comma(d.Files), humanize.IBytes(uint64(d.DataBytes)), humanize.IBytes(uint64(res.BytesRead)),
+%s`, d.Name, what(d), humanize.Comma(d.Files), humanize.IBytes(uint64(d.DataBytes)), humanize.IBytes(uint64(res.BytesRead)), inherited(d),
 		humanize.IBytes(uint64(d.StoredBytes)), d.Ratio, res.Elapsed.Round(10*time.Millisecond),
 		d.StartLSN, d.StopLSN, d.Timeline, d.StartWAL, d.StopWAL, a.requests(), incompleteLine(res.Incomplete))
+}
+
+// what says of a backup what it is and why.
+func what(d report.Backup) string {
+	s := d.Type
+	if d.Parent != "" {
+		s += " since " + d.Parent + ", changes by " + d.Detector
+	}
+	if d.Resumed != "" {
+		s += ", goes on with the interrupted " + d.Resumed
+	}
+	if len(d.Reasons) > 0 {
+		s += " (" + strings.Join(d.Reasons, "; ") + ")"
+	}
+	return s
+}
+
+func inherited(d report.Backup) string {
+	if d.InheritedBytes == 0 {
+		return ""
+	}
+	return ", " + humanize.IBytes(uint64(d.InheritedBytes)) + " as before"
 }
 
 // incompleteLine names the repositories in which the backup does not exist yet.

@@ -108,7 +108,7 @@ func (b *run) candidates(ctx context.Context) ([]*repo.Backup, error) {
 		parent, err := b.repo.LoadBackup(ctx, b.cluster(), known)
 		switch {
 		case err == nil:
-			if b.fits(parent) == nil {
+			if b.unfit(parent) == "" {
 				return []*repo.Backup{parent}, nil
 			}
 		case errs.KindOf(err) != errs.NotFound && errs.KindOf(err) != errs.Damaged:
@@ -125,7 +125,7 @@ func (b *run) candidates(ctx context.Context) ([]*repo.Backup, error) {
 	}
 	slices.SortFunc(all, func(x, y *repo.Backup) int { return newerFirst(b.history, x, y) })
 	// Those that do not fit come last: they say why none does.
-	slices.SortStableFunc(all, func(x, y *repo.Backup) int { return boolOrder(b.fits(x) != nil) - boolOrder(b.fits(y) != nil) })
+	slices.SortStableFunc(all, func(x, y *repo.Backup) int { return boolOrder(b.unfit(x) != "") - boolOrder(b.unfit(y) != "") })
 	return all[:min(len(all), candidatesTried)], nil
 }
 
@@ -150,9 +150,9 @@ func newerFirst(history postgres.History, x, y *repo.Backup) int {
 	return strings.Compare(string(y.Name), string(x.Name))
 }
 
-// fits says why a backup cannot be built on, as far as is known before this one
+// unfit says why a backup cannot be built on, as far as is known before this one
 // has begun.
-func (b *run) fits(parent *repo.Backup) error { return delta.Fit(parent, b.state(0)) }
+func (b *run) unfit(parent *repo.Backup) string { return delta.Unfit(parent, b.state(0)) }
 
 // state is what the parent must fit; start is 0 while it is not known.
 func (b *run) state(start postgres.LSN) delta.State {
@@ -165,8 +165,8 @@ func (b *run) state(start postgres.LSN) delta.State {
 
 // useBase takes a backup as the base; reason says why it cannot be.
 func (b *run) useBase(ctx context.Context, parent *repo.Backup) (reason string, err error) {
-	if err := b.fits(parent); err != nil {
-		return err.Error(), nil
+	if reason := b.unfit(parent); reason != "" {
+		return reason, nil
 	}
 	if b.Incremental.Parent == "" {
 		if parent.Depth >= b.Incremental.Most {
@@ -259,8 +259,8 @@ func (b *run) layers(ctx context.Context, start postgres.LSN) ([]*layer, error) 
 
 // detect finds out what has changed since an earlier backup.
 func (b *run) detect(ctx context.Context, since *repo.Backup, manifest *repo.Manifest, start postgres.LSN) (*delta.Changes, []string, error) {
-	if err := delta.Fit(since, b.state(start)); err != nil {
-		return nil, nil, err
+	if reason := delta.Unfit(since, b.state(start)); reason != "" {
+		return nil, nil, errors.New(reason)
 	}
 	d := delta.Detector{
 		Source:   delta.Source{Repo: b.repo, Local: summary.NewLocal(filepath.Join(b.StateDir, "summary")), DataDir: b.dataDir},
@@ -272,7 +272,7 @@ func (b *run) detect(ctx context.Context, since *repo.Backup, manifest *repo.Man
 	}
 	return d.Detect(ctx, b.Incremental.Detect, delta.Range{
 		Cluster: b.cluster(), Major: b.info.Major, SegmentSize: b.control.WALSegmentSize,
-		From: since.StartLSN, To: start, History: b.history,
+		From: since.StartLSN, ParentStop: since.StopLSN, To: start, History: b.history,
 	})
 }
 

@@ -281,8 +281,8 @@ func (w *worker) readSummed(ctx context.Context, f *os.File, s stretch, out *str
 	}
 	whole := delta.Stretch{Length: size}
 	before := s.file.former
-	comparable := before != nil && before.HasSum && before.Size == size
-	if comparable && size > int64(cap(w.raw)) {
+	known := before != nil && before.HasSum && before.Size == size
+	if known && size > int64(cap(w.raw)) {
 		// Too large to be held until it is known whether it has changed.
 		sum := sha256.New()
 		if err := w.digest(ctx, f, s, whole, sum); err != nil {
@@ -293,7 +293,7 @@ func (w *worker) readSummed(ctx context.Context, f *os.File, s stretch, out *str
 			return nil
 		}
 	}
-	if comparable && cap(w.raw)-len(w.raw) < int(size)+int(w.block) {
+	if known && cap(w.raw)-len(w.raw) < int(size)+int(w.block) {
 		if err := w.flush(ctx); err != nil {
 			return err
 		}
@@ -307,7 +307,7 @@ func (w *worker) readSummed(ctx context.Context, f *os.File, s stretch, out *str
 		return err
 	}
 	out.sum = short(sum)
-	if comparable && size <= int64(cap(w.raw)) && out.sum == before.Sum {
+	if known && size <= int64(cap(w.raw)) && out.sum == before.Sum {
 		// Nothing of it has left the buffer: it is as if it had not been read.
 		w.raw, w.pieces = w.raw[:at], w.pieces[:pieces]
 		out.runs, out.same = nil, true

@@ -21,7 +21,7 @@ type Copy struct {
 	size  int64
 	pack  *os.File // of the sections that are being written
 	open  uint32
-	err   error // the first; nothing is kept any more
+	lost  bool // the disk has failed; nothing is kept any more
 }
 
 // Begin makes the folder of a backup that begins.
@@ -44,15 +44,15 @@ func create(path string) (*os.File, error) {
 
 // fail gives the copy up.
 func (c *Copy) fail(err error) {
-	if c.err == nil && err != nil {
-		c.err = err
+	if !c.lost && err != nil {
+		c.lost = true
 		c.store.log.Warn("nothing of this backup is kept for the next one", "error", errs.State(err, "keep the manifest").Error())
 	}
 }
 
 // Root writes a frame of the root.
 func (c *Copy) Root(frame []byte) error {
-	if c.err != nil {
+	if c.lost {
 		return nil
 	}
 	n, err := c.root.Write(frame)
@@ -63,7 +63,7 @@ func (c *Copy) Root(frame []byte) error {
 
 // Section writes a frame of a section to where it lies in its pack.
 func (c *Copy) Section(ref repo.FrameRef, frame []byte) error {
-	if c.err != nil {
+	if c.lost {
 		return nil
 	}
 	if c.pack == nil || c.open != ref.Pack {
@@ -93,7 +93,7 @@ func (c *Copy) endPack() error {
 // it does not build on. packs is the list as it was stored; borrowed are the
 // packs of others that the manifest needs.
 func (c *Copy) Commit(b *repo.Backup, packs []byte, borrowed []repo.Pack) error {
-	if c.fail(c.finish(b, packs)); c.err != nil {
+	if c.fail(c.finish(b, packs)); c.lost {
 		return nil // was said
 	}
 	needed := map[repo.BackupName]bool{b.Name: true}
@@ -106,8 +106,8 @@ func (c *Copy) Commit(b *repo.Backup, packs []byte, borrowed []repo.Pack) error 
 }
 
 func (c *Copy) finish(b *repo.Backup, packs []byte) error {
-	if c.err != nil {
-		return c.err
+	if c.lost {
+		return nil
 	}
 	body, err := json.Marshal(b)
 	if err != nil {
@@ -158,7 +158,7 @@ func (c *Copy) Close() error {
 		err = errors.Join(err, c.root.Close())
 	}
 	for _, file := range []string{backupFile, progressFile} {
-		if _, serr := os.Stat(c.store.path(c.name, file)); serr == nil && c.err == nil {
+		if _, serr := os.Stat(c.store.path(c.name, file)); serr == nil && !c.lost {
 			return err
 		}
 	}

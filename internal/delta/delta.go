@@ -41,6 +41,7 @@ type Range struct {
 	Major       int
 	SegmentSize postgres.SegmentSize
 	From, To    postgres.LSN
+	ParentStop  postgres.LSN     // where the backup that began at From ended
 	History     postgres.History // of the timeline that the server is on
 }
 

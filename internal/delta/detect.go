@@ -52,7 +52,7 @@ func (d Detector) Detect(ctx context.Context, mode string, r Range) (c *Changes,
 			if err != nil {
 				return nil, err
 			}
-			return byPageLSN(ctx, d.Source, d.Geometry, r, databases.whole)
+			return byPageLSN(ctx, d, r, databases.whole)
 		}},
 	} {
 		if mode != "" && mode != Auto && mode != m.mode {

@@ -8,22 +8,27 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"time"
 
 	"agent/internal/postgres"
+	"agent/internal/storage"
 )
 
 // byPageLSN relies on what the server writes on each page that it changes. What
 // it cannot see are databases that were copied, whose pages keep their LSNs:
 // whole names those that were made since the parent.
 //
-// The proof that no WAL without LSNs was written meanwhile, and that this is the
-// server from which the parent's WAL came, is the archive: it is unbroken, and
-// its newest segment is the very one in pg_wal.
-func byPageLSN(ctx context.Context, src Source, geo Geometry, r Range, whole map[database]bool) (*Changes, error) {
-	if err := unbroken(ctx, src, r); err != nil {
+// The proof that no WAL without LSNs was written meanwhile is the archive, which
+// is unbroken; and that this is the server from which the parent's WAL came, that
+// the very WAL behind the parent's end was archived from here.
+func byPageLSN(ctx context.Context, d Detector, r Range, whole map[database]bool) (*Changes, error) {
+	if err := unbroken(ctx, d.Source, r); err != nil {
 		return nil, err
 	}
-	return &Changes{method: ByPageLSN, geo: geo, from: r.From, whole: whole}, nil
+	if err := d.sameServer(ctx, r); err != nil {
+		return nil, err
+	}
+	return &Changes{method: ByPageLSN, geo: d.Geometry, from: r.From, whole: whole}, nil
 }
 
 // unbroken proves that the WAL of the range was archived, or is about to be.
@@ -34,7 +39,6 @@ func unbroken(ctx context.Context, src Source, r Range) error {
 	}
 	segments := r.segments(r.From, needed-1)
 	waiting := false // from here on it is not archived yet
-	var newest postgres.Segment
 	for len(segments) > 0 {
 		n := 1
 		for n < len(segments) && segments[n].Timeline == segments[0].Timeline {
@@ -42,36 +46,88 @@ func unbroken(ctx context.Context, src Source, r Range) error {
 		}
 		first, last := segments[0], segments[n-1]
 		segments = segments[n:]
-		missing := ""
+		missing := first.Name(r.SegmentSize)
 		if !waiting {
 			var err error
 			if missing, err = src.Repo.MissingWAL(ctx, r.Cluster, first, last, r.SegmentSize); err != nil {
 				return err
 			}
 			if missing == "" {
-				newest = last
 				continue
 			}
 			waiting = true
 		}
 		for s := first; s.Number <= last.Number; s = s.Next() {
 			name := s.Name(r.SegmentSize)
-			switch {
-			case missing != "" && name < missing:
-				newest = s
-				continue
-			case s.Number == r.To.Segment(r.SegmentSize):
-				continue // it is being written
+			if name < missing || s.Number == r.To.Segment(r.SegmentSize) {
+				continue // archived, or still being written
 			}
 			if err := src.expected(name); err != nil {
 				return err
 			}
 		}
 	}
-	if newest.Timeline == 0 {
-		return nil
+	return nil
+}
+
+const (
+	// archiverPatience is how long the archiver may take for the WAL behind the
+	// parent's end, and archiverPoll how often it is looked at.
+	archiverPatience = 10 * time.Second
+	archiverPoll     = 50 * time.Millisecond
+)
+
+// sameServer proves that this server has archived WAL from behind the parent's
+// end: a repository takes no segment from two. Two servers may have gone
+// different ways on one timeline, after one of them was set back.
+func (d Detector) sameServer(ctx context.Context, r Range) error {
+	end := postgres.Segment{Timeline: r.timeline(r.ParentStop.LastSegment(r.SegmentSize)), Number: r.ParentStop.LastSegment(r.SegmentSize)}
+	tick := time.NewTicker(archiverPoll)
+	defer tick.Stop()
+	limit := time.NewTimer(archiverPatience)
+	defer limit.Stop()
+	for {
+		a, err := d.Server.ArchiverStats(ctx)
+		if err != nil {
+			return err
+		}
+		if last, err := postgres.ParseSegment(a.LastArchivedWAL, r.SegmentSize); err == nil && last.Number >= end.Number && r.timeline(last.Number) == last.Timeline {
+			return nil
+		}
+		if d.archivedSegment(ctx, r, end) {
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-limit.C:
+			return fmt.Errorf("the archiver has not archived WAL segment %s or one behind it, so that this server may not be the one that the parent is of", end.Name(r.SegmentSize))
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
 	}
-	return src.same(ctx, r, newest)
+}
+
+// archivedSegment tells whether a segment in the repository, the parent's last
+// one or one behind it, is the very one in pg_wal.
+func (d Detector) archivedSegment(ctx context.Context, r Range, end postgres.Segment) bool {
+	for number := r.To.Segment(r.SegmentSize); number > end.Number; {
+		number--
+		s := postgres.Segment{Timeline: r.timeline(number), Number: number}
+		f, err := postgres.ParseWALFile(s.Name(r.SegmentSize))
+		if err != nil {
+			return false
+		}
+		here, err := hashFile(filepath.Join(d.DataDir, "pg_wal", f.Name))
+		if err != nil {
+			return false // older ones are gone, too
+		}
+		stored, err := d.Repo.WALHash(ctx, r.Cluster, f)
+		if errors.Is(err, storage.ErrNotExist) {
+			continue
+		}
+		return err == nil && here == stored
+	}
+	return false
 }
 
 // expected tells whether the archiver will archive a segment: one that was
@@ -87,28 +143,6 @@ func (src Source) expected(name string) error {
 		}
 	}
 	return fmt.Errorf("WAL segment %s is not in the repository, and is not waiting to be archived", name)
-}
-
-// same proves that an archived segment is the one in pg_wal: two servers may have
-// gone different ways under the same names.
-func (src Source) same(ctx context.Context, r Range, s postgres.Segment) error {
-	name := s.Name(r.SegmentSize)
-	f, err := postgres.ParseWALFile(name)
-	if err != nil {
-		return err
-	}
-	stored, err := src.Repo.WALHash(ctx, r.Cluster, f)
-	if err != nil {
-		return err
-	}
-	here, err := hashFile(filepath.Join(src.DataDir, "pg_wal", name))
-	if err != nil {
-		return fmt.Errorf("WAL segment %s, the newest in the repository, cannot be compared with the server's: %w", name, err)
-	}
-	if here != stored {
-		return fmt.Errorf("WAL segment %s in the repository is not the server's", name)
-	}
-	return nil
 }
 
 func hashFile(path string) (sum [32]byte, err error) {

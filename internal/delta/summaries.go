@@ -37,7 +37,7 @@ func bySummaries(ctx context.Context, src Source, geo Geometry, r Range) (*Chang
 	merger := summary.NewMerger()
 	segments := r.segments(r.From, needed-1)
 	err := inOrder(ctx, segments, ahead, func(ctx context.Context, seg postgres.Segment) (*summary.Summary, error) {
-		return src.summary(ctx, r, seg, seg == segments[len(segments)-1])
+		return src.summary(ctx, r, seg)
 	}, merger.Add)
 	if err != nil {
 		return nil, err
@@ -91,8 +91,8 @@ func inOrder[K, V any](ctx context.Context, keys []K, most int, get func(context
 }
 
 // summary is that of one segment. The last one of the range may be in the middle
-// of being written.
-func (src Source) summary(ctx context.Context, r Range, seg postgres.Segment, last bool) (*summary.Summary, error) {
+// of being written: how far it goes is the merger's to say.
+func (src Source) summary(ctx context.Context, r Range, seg postgres.Segment) (*summary.Summary, error) {
 	name := seg.Name(r.SegmentSize)
 	var reasons []error
 	for _, get := range []func() ([]byte, error){

@@ -64,11 +64,11 @@ func TestManifestChain(t *testing.T) {
 				if err != nil {
 					rt.Fatal(err)
 				}
-				defer root.Close()
+				t.Cleanup(func() { root.Close() })
 				if old, err = root.Read(known); err != nil {
 					rt.Fatal(err)
 				}
-				defer old.Close()
+				t.Cleanup(func() { old.Close() })
 			}
 			var now []chainFile
 			add := func(f chainFile, parts []FilePart) {

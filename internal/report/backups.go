@@ -24,6 +24,11 @@ type Backup struct {
 	Name             string    `json:"name"`
 	Type             string    `json:"type"`
 	Parent           string    `json:"parent,omitempty"`
+	Full             string    `json:"full,omitempty"`
+	Depth            int       `json:"depth"`
+	Detector         string    `json:"detector,omitempty"`
+	Resumed          string    `json:"resumed,omitempty"`
+	Reasons          []string  `json:"reasons,omitempty"`
 	SystemIdentifier string    `json:"system_identifier"`
 	StartTime        time.Time `json:"start_time"`
 	StopTime         time.Time `json:"stop_time"`
@@ -34,6 +39,8 @@ type Backup struct {
 	StartWAL         string    `json:"start_wal"`
 	StopWAL          string    `json:"stop_wal"`
 	DataBytes        int64     `json:"data_bytes"`
+	ReadBytes        int64     `json:"read_bytes"`
+	InheritedBytes   int64     `json:"inherited_bytes"`
 	StoredBytes      int64     `json:"stored_bytes"`
 	Ratio            float64   `json:"ratio"`
 	Files            int64     `json:"files"`
@@ -54,7 +61,8 @@ type Backup struct {
 // Of describes a backup.
 func Of(b *repo.Backup) Backup {
 	return Backup{
-		Name: string(b.Name), Type: b.Type, Parent: string(b.Parent), SystemIdentifier: b.Cluster.String(),
+		Name: string(b.Name), Type: b.Type, Parent: string(b.Parent), Full: string(b.Full), Depth: b.Depth, Detector: b.Detector,
+		Resumed: string(b.Resumed), Reasons: b.Notes, ReadBytes: b.ReadBytes, InheritedBytes: b.InheritedBytes, SystemIdentifier: b.Cluster.String(),
 		StartTime: b.Started, StopTime: b.Stopped, DurationSeconds: b.Stopped.Sub(b.Started).Seconds(),
 		StartLSN: b.StartLSN.String(), StopLSN: b.StopLSN.String(), Timeline: uint32(b.Timeline),
 		StartWAL: b.StartSegment, StopWAL: b.StopSegment, DataBytes: b.DataBytes, StoredBytes: b.StoredBytes,
@@ -138,6 +146,17 @@ func Show(w io.Writer, b *repo.Backup) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	row(t, "name", d.Name)
 	row(t, "type", d.Type)
+	if d.Parent != "" {
+		row(t, "parent", d.Parent)
+		row(t, "chain", fmt.Sprintf("incremental %d since %s", d.Depth, d.Full))
+		row(t, "changes by", d.Detector)
+	}
+	if d.Resumed != "" {
+		row(t, "resumed", d.Resumed)
+	}
+	for _, r := range d.Reasons {
+		row(t, "reason", r)
+	}
 	row(t, "label", d.Label)
 	row(t, "cluster", d.SystemIdentifier)
 	row(t, "postgres", d.PostgresVersion)
@@ -151,6 +170,10 @@ func Show(w io.Writer, b *repo.Backup) error {
 	row(t, "files", humanize.Comma(d.Files))
 	row(t, "tablespaces", strconv.Itoa(d.Tablespaces))
 	row(t, "size", size(d.DataBytes))
+	if d.InheritedBytes > 0 {
+		row(t, "inherited", size(d.InheritedBytes))
+	}
+	row(t, "read", size(d.ReadBytes))
 	row(t, "stored", fmt.Sprintf("%s in %d packs", size(d.StoredBytes), d.Packs))
 	row(t, "ratio", strconv.FormatFloat(d.Ratio, 'f', 2, 64))
 	row(t, "encrypted", yesNo(d.Encrypted))

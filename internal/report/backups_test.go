@@ -81,6 +81,7 @@ func TestJSON(t *testing.T) {
   {
     "name": "20261120T101530Z-k3v7qa",
     "type": "full",
+    "depth": 0,
     "system_identifier": "7321654987321654987",
     "start_time": "2026-11-20T12:15:30+02:00",
     "stop_time": "2026-11-20T12:17:00.25+02:00",
@@ -91,6 +92,8 @@ func TestJSON(t *testing.T) {
     "start_wal": "000000010000000000000009",
     "stop_wal": "00000001000000010000000A",
     "data_bytes": 3221225472,
+    "read_bytes": 0,
+    "inherited_bytes": 0,
     "stored_bytes": 1073741824,
     "ratio": 3,
     "files": 1234,
@@ -145,6 +148,7 @@ wal needed      0000001F0000000000000001 to 0000001F0000000000000001
 files           0
 tablespaces     0
 size            0B
+read            0B
 stored          0B in 0 packs
 ratio           0.00
 encrypted       no

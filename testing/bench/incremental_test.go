@@ -187,7 +187,7 @@ func TestIncremental(t *testing.T) {
 		var w work
 		for range n {
 			b.sh("rm -rf restored; sync -f .")
-			w = best(w, b.watched("backup-fetch", restored, "--name", name))
+			w = best(w, b.watched("backup-fetch", restored, name))
 		}
 		return w
 	}
