@@ -141,6 +141,8 @@ func (p *rangedPack) fail(err error) error {
 
 func (p *rangedPack) finish() error { return nil }
 
+func (p *rangedPack) whole() bool { return false }
+
 // Close gives up the transfer.
 func (p *rangedPack) Close() error { return p.src.close() }
 

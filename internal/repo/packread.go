@@ -25,6 +25,7 @@ type PackStream struct {
 type packBody interface {
 	readFrame(offset int64, dst []byte) error
 	finish() error
+	whole() bool
 	Close() error
 }
 
@@ -36,6 +37,9 @@ func (s *PackStream) ReadFrame(offset int64, dst []byte) error { return s.body.r
 // was stored; where not, the checksum in each frame is all there is
 // (ReadFrames).
 func (s *PackStream) Finish() error { return s.body.finish() }
+
+// Whole reports whether Finish proves what was read.
+func (s *PackStream) Whole() bool { return s.body.whole() }
 
 // Damaged says that the pack's content is not what was stored.
 func (s *PackStream) Damaged(err error) error { return s.from.damaged(err, s.key) }
@@ -148,6 +152,8 @@ func (s *wholePack) finish() error {
 	}
 	return nil
 }
+
+func (s *wholePack) whole() bool { return true }
 
 // Close gives up the transfer.
 func (s *wholePack) Close() error { return s.body.Close() }
