@@ -11,6 +11,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -150,7 +151,7 @@ func (c *run) claimed(ctx context.Context, began time.Time) (incomplete []string
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	c.lease, err = c.repo.Claim(ctx, c.backup.Cluster, repo.Claim{
-		Backup: c.backup.Name, Compacts: c.Backup.Name, Host: c.Host.Name, State: c.StateDir, StateID: c.Host.State, PID: os.Getpid(),
+		Backup: c.backup.Name, Compacts: c.Backup.Name, Host: c.Host.Name, State: c.StateDir, StateID: c.Host.State, PID: os.Getpid(), Lenders: c.lenders(),
 	}, repo.ClaimOptions{Concurrent: true})
 	if err != nil {
 		return nil, err
@@ -163,6 +164,18 @@ func (c *run) claimed(ctx context.Context, began time.Time) (incomplete []string
 		err = cause
 	}
 	return incomplete, err
+}
+
+// lenders are the backups whose packs are read.
+func (c *run) lenders() []repo.BackupName {
+	names := []repo.BackupName{c.Backup.Name}
+	for _, p := range c.packs {
+		if p.Lender != "" {
+			names = append(names, p.Lender)
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
 }
 
 // release gives the claim back. Credentials that cannot delete leave it to
@@ -276,7 +289,7 @@ func (c *run) publish(ctx context.Context, set *repo.PackSet, manifest *repo.Man
 	if err := g.Wait(); err != nil {
 		return nil, err
 	}
-	return c.repo.StoreBackup(ctx, d)
+	return c.repo.StoreBackup(ctx, d, nil)
 }
 
 // report calls Progress about once a second until the returned function is.

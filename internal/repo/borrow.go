@@ -4,8 +4,13 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"math/bits"
 	"slices"
 )
+
+// maxLoan bounds the records that wait for a loan, in bytes: more than those
+// behind any section, which are at most maxPending and one record.
+const maxLoan = 2 * maxPending
 
 // loan is a section of an earlier manifest whose parts have come in their order
 // until now. If they all do it is borrowed as it lies; until then what has come
@@ -26,7 +31,7 @@ type event struct {
 // record takes the record of an entry.
 func (m *ManifestWriter) record(ctx context.Context, b []byte) error {
 	if m.loan.section != nil {
-		if m.loan.bytes += len(b); m.loan.bytes < maxPending {
+		if m.loan.bytes += len(b); m.loan.bytes < maxLoan {
 			m.loan.events = append(m.loan.events, event{record: b})
 			return nil
 		}
@@ -35,7 +40,7 @@ func (m *ManifestWriter) record(ctx context.Context, b []byte) error {
 		}
 	}
 	m.pending.b = append(m.pending.b, b...)
-	if m.section.empty() && len(m.pending.b) >= maxPending {
+	if len(m.pending.b) >= maxPending {
 		return m.flush(ctx)
 	}
 	return nil
@@ -138,6 +143,16 @@ func (m *ManifestWriter) Flush(ctx context.Context) error {
 	return m.root.cut()
 }
 
+// Mark is Flush, and closes the pack of sections. entries is how many the
+// manifest has: so far the copy can be read (ManifestLimit) once that pack, and
+// those of the data, are stored.
+func (m *ManifestWriter) Mark(ctx context.Context) (entries int64, err error) {
+	if err := m.Flush(ctx); err != nil {
+		return 0, err
+	}
+	return m.totals.Entries, m.packs.Close()
+}
+
 // need notes that a pack of another backup is needed.
 func (m *ManifestWriter) need(id PackID) {
 	if id.Backup != m.header.Backup {
@@ -180,8 +195,8 @@ func (s packBits) all() func(func(PackID) bool) {
 	return func(yield func(PackID) bool) {
 		for name, words := range s {
 			for at, w := range words {
-				for bit := range 64 {
-					if w&(1<<bit) != 0 && !yield(PackID{name, uint32(at*64 + bit)}) {
+				for ; w != 0; w &= w - 1 {
+					if !yield(PackID{name, uint32(at*64 + bits.TrailingZeros64(w))}) {
 						return
 					}
 				}

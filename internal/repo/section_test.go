@@ -82,10 +82,11 @@ func TestSectionRoundTrip(t *testing.T) {
 		if d := cmp.Diff(b.parts, got.Parts); d != "" {
 			t.Fatalf("parts differ (-written +read):\n%s", d)
 		}
-		if len(got.Frames) != len(b.frames) {
-			t.Fatalf("%d frame tables instead of %d", len(got.Frames), len(b.frames))
+		if len(got.Frames) != len(b.packs) {
+			t.Fatalf("%d frame tables instead of %d", len(got.Frames), len(b.packs))
 		}
-		for id, table := range b.frames {
+		for _, p := range b.packs {
+			id, table := p.id, p.used
 			if len(got.Frames[id]) != len(table) {
 				t.Fatalf("%d frames of %v instead of %d", len(got.Frames[id]), id, len(table))
 			}
