@@ -258,7 +258,9 @@ func (w *worker) read(s *repo.PackStream, order []*frame) error {
 }
 
 func (w *worker) decode(f *frame, stored []byte) (err error) {
-	w.raw, err = w.dec.AppendRaw(w.raw[:0], stored)
+	if w.raw, err = w.dec.AppendRaw(w.raw[:0], stored); err == nil && !f.Proves(stored) {
+		err = fmt.Errorf("frame at %d is another one", f.Offset)
+	}
 	if err == nil && int64(len(w.raw)) != f.RawLen {
 		err = fmt.Errorf("frame at %d has %d raw bytes instead of %d", f.Offset, len(w.raw), f.RawLen)
 	}

@@ -326,7 +326,9 @@ func (x *run) write(ctx context.Context, jobs <-chan frameJob, buffers chan<- []
 				return nil
 			}
 			var err error
-			raw, err = dec.AppendRaw(raw[:0], j.stored)
+			if raw, err = dec.AppendRaw(raw[:0], j.stored); err == nil && !j.plan.Proves(j.stored) {
+				err = fmt.Errorf("frame at %d is another one", j.plan.Offset)
+			}
 			if err == nil && int64(len(raw)) != j.plan.RawLen {
 				err = fmt.Errorf("frame at %d has %d raw bytes instead of %d", j.plan.Offset, len(raw), j.plan.RawLen)
 			}

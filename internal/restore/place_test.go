@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -19,6 +20,7 @@ import (
 
 	"agent/internal/compress"
 	"agent/internal/crypto"
+	"agent/internal/errs"
 	"agent/internal/postgres"
 	"agent/internal/repo"
 	"agent/internal/storage"
@@ -236,8 +238,20 @@ func (c *chain) incremental(share float64) {
 	})
 }
 
+// most changes all but the beginning of each file: little of what was before is
+// needed any more.
+func (c *chain) most() {
+	c.backup(func(file int) []int {
+		var some []int
+		for i := 100; i < len(c.runs[file]); i++ {
+			some = append(some, i)
+		}
+		return some
+	})
+}
+
 // restore writes a backup into a new directory, and says how many bytes.
-func (c *chain) restore(n int, dest string) int64 {
+func (c *chain) restore(n int, dest string) (int64, error) {
 	c.t.Helper()
 	m, err := c.repo.OpenManifest(c.t.Context(), c.backups[n])
 	c.check(err)
@@ -252,9 +266,8 @@ func (c *chain) restore(n int, dest string) int64 {
 	c.check(err)
 	defer reader.Close()
 	_, err = x.place(c.t.Context(), reader, c.list)
-	c.check(err)
 	c.check(x.dest.release())
-	return x.meter.written.Load()
+	return x.meter.written.Load(), err
 }
 
 // Whatever lies scattered over the packs of many backups comes back, each byte
@@ -269,16 +282,11 @@ func TestPlaceChain(t *testing.T) {
 				for range 3 {
 					c.incremental(0.02)
 				}
-				c.backup(func(int) []int { // little of the full backup is left
-					var some []int
-					for i := 100; i < 1500; i++ {
-						some = append(some, i)
-					}
-					return some
-				})
+				c.most()
 				c.store.whole, c.store.ranges, c.store.bytes = 0, 0, 0
 				dest := filepath.Join(c.dir, "data")
-				wrote := c.restore(len(c.backups)-1, dest)
+				wrote, err := c.restore(len(c.backups)-1, dest)
+				c.check(err)
 				for n, want := range c.files {
 					got, err := os.ReadFile(filepath.Join(dest, fmt.Sprintf("base/%04d", n)))
 					c.check(err)
@@ -297,6 +305,37 @@ func TestPlaceChain(t *testing.T) {
 	}
 }
 
+// A frame that is whole, but lies where another one was, is noticed also where
+// the pack is read by ranges.
+func TestPlaceSwapped(t *testing.T) {
+	c := newChain(t, false, "none")
+	c.full(1, 3000)
+	c.most()
+	name := c.backups[0].Name
+	frames := c.frames[repo.PackID{Backup: name}]
+	n := frames[0].Length
+	if n != frames[1].Length {
+		t.Fatal("the frames are not of one length")
+	}
+	paths, err := filepath.Glob(filepath.Join(c.dir, "repository", "cluster", "*", "backup", string(name), "pack", "00000000"))
+	if err != nil || len(paths) != 1 {
+		t.Fatalf("%v, %v", paths, err)
+	}
+	body, err := os.ReadFile(paths[0])
+	c.check(err)
+	swapped := slices.Concat(body[n:2*n], body[:n], body[2*n:])
+	c.check(os.Chmod(paths[0], 0o600))
+	c.check(os.WriteFile(paths[0], swapped, 0o600))
+	c.store.whole, c.store.ranges = 0, 0
+	_, err = c.restore(1, filepath.Join(c.dir, "data"))
+	if errs.KindOf(err) != errs.Damaged || !strings.Contains(err.Error(), "pack/00000000") {
+		t.Fatalf("got %v", err)
+	}
+	if c.store.ranges == 0 {
+		t.Error("no pack was read by ranges")
+	}
+}
+
 // BenchmarkPlace compares a full backup with one that seven incrementals have
 // scattered.
 func BenchmarkPlace(b *testing.B) {
@@ -310,7 +349,8 @@ func BenchmarkPlace(b *testing.B) {
 			b.SetBytes(c.backups[n].DataBytes)
 			for range b.N {
 				dest := filepath.Join(c.dir, "data")
-				c.restore(n, dest)
+				_, err := c.restore(n, dest)
+				c.check(err)
 				if err := os.RemoveAll(dest); err != nil {
 					b.Fatal(err)
 				}

@@ -113,7 +113,7 @@ func (p *simPacks) frame(n, stored int64) (repo.PackID, int64) {
 		p.list = append(p.list, pack)
 	}
 	id := repo.PackID{Backup: p.name, Number: simFirstPack + p.number}
-	p.frames[id] = append(p.frames[id], repo.Frame{Offset: p.offset, Length: stored, RawOffset: p.raw, RawLen: n})
+	p.frames[id] = append(p.frames[id], repo.Frame{Offset: p.offset, Length: stored, RawOffset: p.raw, RawLen: n, Ending: [4]byte(binary.LittleEndian.AppendUint32(nil, rand.Uint32()))})
 	at := p.raw
 	p.offset, p.raw = p.offset+stored, p.raw+n
 	return id, at
