@@ -146,7 +146,7 @@ func Run(ctx context.Context, r *repo.Repository, o Options) (res *Result, err e
 	if err := b.claim(ctx); err != nil {
 		return nil, err
 	}
-	stopRenewing := b.renew(ctx, cancel)
+	stopRenewing := b.lease.Hold(ctx, cancel)
 	defer b.release(ctx)
 	defer stopRenewing()
 	if err := b.copy(ctx); err != nil {
@@ -305,34 +305,6 @@ func (b *run) claim(ctx context.Context) error {
 		b.release(ctx)
 	}
 	return err
-}
-
-// renew keeps the claim alive until the returned function is called. A claim
-// that cannot be renewed ends the backup: another host may take it for dead.
-func (b *run) renew(ctx context.Context, cancel context.CancelCauseFunc) (stop func()) {
-	quit := make(chan struct{})
-	var done sync.WaitGroup
-	done.Go(func() {
-		tick := time.NewTicker(repo.ClaimRenewal)
-		defer tick.Stop()
-		for {
-			select {
-			case <-tick.C:
-				if err := b.lease.Renew(ctx); err != nil {
-					cancel(fmt.Errorf("renew claim: %w", err))
-					return
-				}
-			case <-ctx.Done():
-				return
-			case <-quit:
-				return
-			}
-		}
-	})
-	return func() {
-		close(quit)
-		done.Wait()
-	}
 }
 
 // release gives the claim back. Credentials that cannot delete leave it to

@@ -28,9 +28,11 @@ func (e *encoder) string(s string) {
 	e.b = append(e.b, s...)
 }
 
-// decoder takes the primitives back from a byte reader. The first error
-// sticks, so that a record is read without a test after each field.
+// decoder takes the primitives back from bytes in memory or, where there are
+// none, from a reader. The first error sticks, so that a record is read without a
+// test after each field.
 type decoder struct {
+	b   []byte
 	r   io.ByteReader
 	err error
 }
@@ -39,12 +41,28 @@ func (d *decoder) byte() byte {
 	if d.err != nil {
 		return 0
 	}
+	if len(d.b) > 0 {
+		b := d.b[0]
+		d.b = d.b[1:]
+		return b
+	}
+	if d.r == nil {
+		d.fail(io.EOF)
+		return 0
+	}
 	b, err := d.r.ReadByte()
 	d.fail(err)
 	return b
 }
 
 func (d *decoder) uint() uint64 {
+	if d.err == nil {
+		// Sections have millions of these.
+		if v, n := binary.Uvarint(d.b); n > 0 {
+			d.b = d.b[n:]
+			return v
+		}
+	}
 	var v uint64
 	for shift := 0; ; shift += 7 {
 		b := d.byte()

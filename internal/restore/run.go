@@ -58,6 +58,7 @@ type run struct {
 	dest   *destination
 	verify *pgManifest
 	meter  meter
+	powers powers
 }
 
 // Run restores a backup into a directory that is empty or does not exist.
