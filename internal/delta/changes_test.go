@@ -171,16 +171,36 @@ func TestSegments(t *testing.T) {
 		want     []postgres.Segment
 		needed   postgres.LSN
 	}{
-		"one timeline": {postgres.History{{Timeline: 1}}, 2*size + 40, 4*size + 100,
-			[]postgres.Segment{seg(1, 2), seg(1, 3), seg(1, 4)}, 4*size + 100},
-		"up to the header of a segment": {postgres.History{{Timeline: 1}}, 2*size + 40, 4*size + 40,
-			[]postgres.Segment{seg(1, 2), seg(1, 3)}, 4 * size},
-		"left inside a segment": {postgres.History{{Timeline: 1, Switch: 3*size + 5}, {Timeline: 2}}, 2 * size, 4*size + 100,
-			[]postgres.Segment{seg(1, 2), seg(2, 3), seg(2, 4)}, 4*size + 100},
-		"left at the end of one": {postgres.History{{Timeline: 1, Switch: 3 * size}, {Timeline: 2}}, 2 * size, 4*size + 100,
-			[]postgres.Segment{seg(1, 2), seg(2, 3), seg(2, 4)}, 4*size + 100},
-		"left twice in one": {postgres.History{{Timeline: 1, Switch: 3*size + 5}, {Timeline: 2, Switch: 3*size + 9}, {Timeline: 3}}, 2 * size, 3*size + 100,
-			[]postgres.Segment{seg(1, 2), seg(3, 3)}, 3*size + 100},
+		"one timeline": {
+			postgres.History{{Timeline: 1}},
+			2*size + 40, 4*size + 100,
+			[]postgres.Segment{seg(1, 2), seg(1, 3), seg(1, 4)},
+			4*size + 100,
+		},
+		"up to the header of a segment": {
+			postgres.History{{Timeline: 1}},
+			2*size + 40, 4*size + 40,
+			[]postgres.Segment{seg(1, 2), seg(1, 3)},
+			4 * size,
+		},
+		"left inside a segment": {
+			postgres.History{{Timeline: 1, Switch: 3*size + 5}, {Timeline: 2}},
+			2 * size, 4*size + 100,
+			[]postgres.Segment{seg(1, 2), seg(2, 3), seg(2, 4)},
+			4*size + 100,
+		},
+		"left at the end of one": {
+			postgres.History{{Timeline: 1, Switch: 3 * size}, {Timeline: 2}},
+			2 * size, 4*size + 100,
+			[]postgres.Segment{seg(1, 2), seg(2, 3), seg(2, 4)},
+			4*size + 100,
+		},
+		"left twice in one": {
+			postgres.History{{Timeline: 1, Switch: 3*size + 5}, {Timeline: 2, Switch: 3*size + 9}, {Timeline: 3}},
+			2 * size, 3*size + 100,
+			[]postgres.Segment{seg(1, 2), seg(3, 3)},
+			3*size + 100,
+		},
 	} {
 		r := Range{SegmentSize: size, From: test.from, To: test.to, History: test.history}
 		if r.needed() != test.needed {
@@ -217,6 +237,25 @@ func TestCover(t *testing.T) {
 		}
 		if diff := cmp.Diff(test.want, got); test.hole == "" && diff != "" {
 			t.Errorf("%s (-want +got):\n%s", what, diff)
+		}
+	}
+}
+
+func TestArchived(t *testing.T) {
+	r := Range{SegmentSize: 16 << 20, History: postgres.History{{Timeline: 1, Switch: 5 << 24}, {Timeline: 2}}}
+	end := postgres.Segment{Timeline: 1, Number: 3}
+	for name, want := range map[string]bool{
+		"000000010000000000000003":                 true,
+		"000000010000000000000004":                 true,
+		"000000020000000000000005":                 true,
+		"000000010000000000000003.00000028.backup": true,
+		"000000010000000000000002":                 false,
+		"000000010000000000000006":                 false, // of a line that was left
+		"00000002.history":                         false,
+		"":                                         false,
+	} {
+		if r.archived(name, end) != want {
+			t.Errorf("%q behind %s: %v", name, end.Name(r.SegmentSize), !want)
 		}
 	}
 }

@@ -86,15 +86,12 @@ func (d Detector) sameServer(ctx context.Context, r Range) error {
 	defer tick.Stop()
 	limit := time.NewTimer(archiverPatience)
 	defer limit.Stop()
-	for {
+	for first := true; ; first = false {
 		a, err := d.Server.ArchiverStats(ctx)
 		if err != nil {
 			return err
 		}
-		if last, err := postgres.ParseSegment(a.LastArchivedWAL, r.SegmentSize); err == nil && last.Number >= end.Number && r.timeline(last.Number) == last.Timeline {
-			return nil
-		}
-		if d.archivedSegment(ctx, r, end) {
+		if r.archived(a.LastArchivedWAL, end) || first && d.archivedSegment(ctx, r, end) {
 			return nil
 		}
 		select {
@@ -105,6 +102,15 @@ func (d Detector) sameServer(ctx context.Context, r Range) error {
 			return context.Cause(ctx)
 		}
 	}
+}
+
+// archived tells whether the newest file that the archiver has done is a segment
+// of the server's line, end or one behind it, or one that belongs to such a
+// segment, as backup history files do.
+func (r Range) archived(name string, end postgres.Segment) bool {
+	const digits = 24
+	last, err := postgres.ParseSegment(name[:min(len(name), digits)], r.SegmentSize)
+	return err == nil && last.Number >= end.Number && r.timeline(last.Number) == last.Timeline
 }
 
 // archivedSegment tells whether a segment in the repository, the parent's last
