@@ -108,9 +108,11 @@ func (d Detector) sameServer(ctx context.Context, r Range) error {
 }
 
 // archivedSegment tells whether a segment in the repository, the parent's last
-// one or one behind it, is the very one in pg_wal.
+// one or one behind it, is the very one in pg_wal. That in which the backup
+// starts may be whole, too, on a standby; if it is not, it tells nothing.
 func (d Detector) archivedSegment(ctx context.Context, r Range, end postgres.Segment) bool {
-	for number := r.To.Segment(r.SegmentSize); number > end.Number; {
+	newest := r.To.Segment(r.SegmentSize)
+	for number := newest + 1; number > end.Number; {
 		number--
 		s := postgres.Segment{Timeline: r.timeline(number), Number: number}
 		f, err := postgres.ParseWALFile(s.Name(r.SegmentSize))
@@ -122,7 +124,7 @@ func (d Detector) archivedSegment(ctx context.Context, r Range, end postgres.Seg
 			return false // older ones are gone, too
 		}
 		stored, err := d.Repo.WALHash(ctx, r.Cluster, f)
-		if errors.Is(err, storage.ErrNotExist) {
+		if errors.Is(err, storage.ErrNotExist) || err == nil && number == newest && here != stored {
 			continue
 		}
 		return err == nil && here == stored

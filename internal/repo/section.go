@@ -40,7 +40,7 @@ const (
 const (
 	leastName  = 1 + len("20261120T101530Z-k3v7qa")
 	leastPack  = 3
-	leastFrame = 4
+	leastFrame = 8
 	leastPart  = 2
 	leastRun   = 2
 )
@@ -73,7 +73,26 @@ func (p Part) Length() int64 {
 }
 
 // Frame is an entry of a pack's frame table: FrameRef without the pack.
-type Frame struct{ Offset, Length, RawOffset, RawLen int64 }
+type Frame struct {
+	Offset, Length, RawOffset, RawLen int64
+	// Ending is the last four stored bytes, the checksum of the raw ones. So a
+	// frame that is whole and lies where another one must be is noticed also
+	// where the pack's hash is not compared.
+	Ending [4]byte
+}
+
+// Proves reports whether stored can be the frame, by its ending; decoding it
+// shows that its raw bytes are those of the ending.
+func (f *Frame) Proves(stored []byte) bool {
+	return int64(len(stored)) == f.Length && ending(stored) == f.Ending
+}
+
+func ending(stored []byte) (e [4]byte) {
+	if len(stored) >= len(e) {
+		copy(e[:], stored[len(stored)-len(e):])
+	}
+	return e
+}
 
 // Section is a decoded section.
 type Section struct {
@@ -248,6 +267,7 @@ func encodeFrames(e *encoder, table map[int64]Frame) {
 		e.size(f.RawOffset - raw)
 		e.size(f.Length)
 		e.size(f.RawLen)
+		e.b = append(e.b, f.Ending[:]...)
 		offset, raw = f.Offset+f.Length, f.RawOffset+f.RawLen
 	}
 }
@@ -345,6 +365,7 @@ func decodeFrames(d *decoder, limit int64) []Frame {
 	for i := range frames {
 		f := Frame{Offset: offset + d.size(maxPackSpan), RawOffset: raw + d.size(maxPackSpan)}
 		f.Length, f.RawLen = d.size(maxStoredFrame), d.size(maxRawFrame)
+		d.bytes(f.Ending[:])
 		frames[i] = f
 		offset, raw = f.Offset+f.Length, f.RawOffset+f.RawLen
 		if d.err != nil {

@@ -41,6 +41,7 @@ func drawSection(t *rapid.T) *sectionBuilder {
 				f := Frame{
 					Offset: offset, Length: rapid.Int64Range(1, maxStoredFrame).Draw(t, "length"),
 					RawOffset: raw, RawLen: rapid.Int64Range(1, maxRawFrame/unit).Draw(t, "blocks") * unit,
+					Ending: [4]byte{byte(raw), byte(offset), byte(raw >> 8), 1},
 				}
 				offset, raw = offset+f.Length, raw+f.RawLen
 				s.frames = append(s.frames, f)

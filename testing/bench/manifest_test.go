@@ -113,7 +113,7 @@ func (p *simPacks) frame(n, stored int64) (repo.PackID, int64) {
 		p.list = append(p.list, pack)
 	}
 	id := repo.PackID{Backup: p.name, Number: simFirstPack + p.number}
-	p.frames[id] = append(p.frames[id], repo.Frame{Offset: p.offset, Length: stored, RawOffset: p.raw, RawLen: n})
+	p.frames[id] = append(p.frames[id], repo.Frame{Offset: p.offset, Length: stored, RawOffset: p.raw, RawLen: n, Ending: [4]byte(binary.LittleEndian.AppendUint32(nil, rand.Uint32()))})
 	at := p.raw
 	p.offset, p.raw = p.offset+stored, p.raw+n
 	return id, at
@@ -349,8 +349,11 @@ func TestManifest(t *testing.T) {
 		fraction float64
 		every    int
 	}{
-		{"nothing changed", 0, s.files + 1}, {"1% of the files, 1% of their pages", 0.01, 100},
-		{"0.01% of the pages", 0.0001, 1}, {"1% of the pages", 0.01, 1}, {"10% of the pages", 0.1, 1},
+		{"nothing changed", 0, s.files + 1},
+		{"1% of the files, 1% of their pages", 0.01, 100},
+		{"0.01% of the pages", 0.0001, 1},
+		{"1% of the pages", 0.01, 1},
+		{"10% of the pages", 0.1, 1},
 	} {
 		all = append(all, s.backup(c.title, c.fraction, c.every))
 		s.undo()
