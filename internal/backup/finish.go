@@ -173,12 +173,15 @@ func (b *run) publish(ctx context.Context, set *repo.PackSet, manifest *repo.Man
 
 // lent are the packs that earlier backups can lend.
 func (b *run) lent() map[repo.PackID]repo.Pack {
-	all := make(map[repo.PackID]repo.Pack)
+	if b.resumed == nil {
+		if b.base == nil {
+			return nil
+		}
+		return b.base.packs // it is large, where the database is
+	}
+	all := maps.Clone(b.resumed.Packs)
 	if b.base != nil {
 		maps.Copy(all, b.base.packs)
-	}
-	if b.resumed != nil {
-		maps.Copy(all, b.resumed.Packs)
 	}
 	return all
 }

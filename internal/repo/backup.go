@@ -373,6 +373,15 @@ func (r *Repository) decodePacks(b *Backup, stored io.Reader) (map[PackID]Pack, 
 	defer raw.Close()
 	d := json.NewDecoder(raw)
 	packs := make(map[PackID]Pack)
+	// There are some ten thousand for each TB: what they have in common is kept
+	// once.
+	seen := make(map[string]string)
+	once := func(s string) string {
+		if _, ok := seen[s]; !ok {
+			seen[s] = s
+		}
+		return seen[s]
+	}
 	for {
 		var p Pack
 		err := d.Decode(&p)
@@ -382,6 +391,7 @@ func (r *Repository) decodePacks(b *Backup, stored io.Reader) (map[PackID]Pack, 
 		if err != nil {
 			return nil, r.malformed(err, b.Cluster.packsKey(b.Name))
 		}
+		p.Kind, p.Lender = PackKind(once(string(p.Kind))), BackupName(once(string(p.Lender)))
 		id := PackID{p.Lender, p.Number}
 		if id.Backup == "" {
 			id.Backup = b.Name

@@ -2,6 +2,7 @@ package repo
 
 import (
 	"cmp"
+	"encoding/binary"
 	"fmt"
 	"math"
 	"math/bits"
@@ -286,17 +287,19 @@ func encodePart(e *encoder, p Part, in, place []int32, ended []int64, unit int64
 	shift := bits.TrailingZeros64(uint64(unit))
 	e.size(unit)
 	e.uint(uint64(len(p.Runs)))
+	b := e.b
 	for i, r := range p.Runs {
-		e.size(r.Length >> shift)
+		b = binary.AppendUvarint(b, uint64(r.Length>>shift))
 		if r.Zero {
-			e.uint(0)
+			b = append(b, 0)
 			continue
 		}
 		n := place[in[i]]
-		e.uint(uint64(n) + 1)
-		e.int((r.Raw - ended[n]) >> shift)
+		b = binary.AppendUvarint(b, uint64(n)+1)
+		b = binary.AppendVarint(b, (r.Raw-ended[n])>>shift)
 		ended[n] = r.Raw + r.Length
 	}
+	e.b = b
 }
 
 // decodeSection reads a section and refuses one whose runs are not wholly
@@ -306,7 +309,7 @@ func decodeSection(b []byte) (*Section, error) {
 	if v := d.byte(); d.err == nil && v != sectionVersion {
 		d.malformed("section version %d is unknown", v)
 	}
-	names := make([]BackupName, d.size(int64(len(d.b)/leastName)))
+	names := make([]BackupName, d.size(int64(d.left()/leastName)))
 	for i := range names {
 		name, err := ParseBackupName(d.string())
 		if d.err == nil && err != nil {
@@ -317,7 +320,7 @@ func decodeSection(b []byte) (*Section, error) {
 		}
 		names[i] = name
 	}
-	packs := make([]tablePack, d.size(int64(len(d.b)/leastPack)))
+	packs := make([]tablePack, d.size(int64(d.left()/leastPack)))
 	s := &Section{Frames: make(map[PackID][]Frame, len(packs))}
 	for i := range packs {
 		n := d.uint()
@@ -329,19 +332,19 @@ func decodeSection(b []byte) (*Section, error) {
 			return nil, d.err
 		}
 		id := PackID{names[n], uint32(number)}
-		packs[i] = tablePack{id: id, frames: decodeFrames(d, int64(len(d.b)/leastFrame))}
+		packs[i] = tablePack{id: id, frames: decodeFrames(d, int64(d.left()/leastFrame))}
 		s.Frames[id] = packs[i].frames
 	}
-	parts, runs := d.size(int64(len(d.b)/leastPart)), int64(maxRuns)
+	parts, runs := d.size(int64(d.left()/leastPart)), int64(maxRuns)
 	for range parts {
-		p := decodePart(d, packs, min(runs, int64(len(d.b)/leastRun)))
+		p := decodePart(d, packs, min(runs, int64(d.left()/leastRun)))
 		runs -= int64(len(p.Runs))
 		s.Parts = append(s.Parts, p)
 		if d.err != nil {
 			return nil, d.err
 		}
 	}
-	if d.err == nil && len(d.b) > 0 {
+	if d.err == nil && d.left() > 0 {
 		d.malformed("bytes after the last part")
 	}
 	return s, d.err
@@ -384,40 +387,42 @@ func decodePart(d *decoder, packs []tablePack, limit int64) Part {
 	for i := range packs {
 		packs[i].ended, packs[i].frame = 0, 0
 	}
-	p := Part{Runs: make([]Run, 0, n)}
+	runs := make([]Run, n)
 	total, longest := int64(0), math.MaxInt64/unit
-	for range n {
-		r := Run{Length: d.size(longest) * unit}
+	for at := range runs {
+		r := &runs[at]
+		r.Length = d.size(longest) * unit
 		i := d.uint()
-		if i == 0 {
-			r.Zero = true
-		} else {
-			if d.err == nil && i > uint64(len(packs)) {
-				d.malformed("run in pack %d of %d", i, len(packs))
-			}
-			delta := d.int()
-			if d.err != nil {
-				return p
-			}
-			t := &packs[i-1]
-			r.Pack, r.Raw = t.id, t.ended+delta*unit
-			t.ended = r.Raw + r.Length
-			first, frames, ok := cover(t.frames, t.frame, r.Raw, r.Length)
-			if !ok {
-				d.malformed("run of %d bytes at %d of pack %08x is not inside its frames", r.Length, r.Raw, r.Pack.Number)
-				return p
-			}
-			t.frame = first + frames - 1
-		}
 		if total += r.Length; d.err == nil && (r.Length <= 0 || total < 0) {
 			d.malformed("run of length %d", r.Length)
 		}
-		if d.err != nil {
-			return p
+		if i == 0 {
+			r.Zero = true
+		} else {
+			decodePlace(d, r, i, packs, unit)
 		}
-		p.Runs = append(p.Runs, r)
+		if d.err != nil {
+			return Part{}
+		}
 	}
-	return p
+	return Part{Runs: runs}
+}
+
+// decodePlace reads where in the pack of number i, from 1, a run lies.
+func decodePlace(d *decoder, r *Run, i uint64, packs []tablePack, unit int64) {
+	if i > uint64(len(packs)) {
+		d.malformed("run in pack %d of %d", i, len(packs))
+		return
+	}
+	t := &packs[i-1]
+	r.Pack, r.Raw = t.id, t.ended+d.int()*unit
+	t.ended = r.Raw + r.Length
+	first, n, ok := cover(t.frames, t.frame, r.Raw, r.Length)
+	if !ok {
+		d.malformed("run of %d bytes at %d of pack %08x is not inside its frames", r.Length, r.Raw, r.Pack.Number)
+		return
+	}
+	t.frame = first + n - 1
 }
 
 // FrameAt returns the index of the frame that holds the raw offset.

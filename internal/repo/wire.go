@@ -33,18 +33,21 @@ func (e *encoder) string(s string) {
 // test after each field.
 type decoder struct {
 	b   []byte
+	at  int // so far b was read
 	r   io.ByteReader
 	err error
 }
+
+// left is how many bytes there are in memory.
+func (d *decoder) left() int { return len(d.b) - d.at }
 
 func (d *decoder) byte() byte {
 	if d.err != nil {
 		return 0
 	}
-	if len(d.b) > 0 {
-		b := d.b[0]
-		d.b = d.b[1:]
-		return b
+	if d.at < len(d.b) {
+		d.at++
+		return d.b[d.at-1]
 	}
 	if d.r == nil {
 		d.fail(io.EOF)
@@ -58,8 +61,8 @@ func (d *decoder) byte() byte {
 func (d *decoder) uint() uint64 {
 	if d.err == nil {
 		// Sections have millions of these.
-		if v, n := binary.Uvarint(d.b); n > 0 {
-			d.b = d.b[n:]
+		if v, n := binary.Uvarint(d.b[d.at:]); n > 0 {
+			d.at += n
 			return v
 		}
 	}
