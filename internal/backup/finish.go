@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -162,7 +163,7 @@ func (b *run) publish(ctx context.Context, set *repo.PackSet, manifest *repo.Man
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	if b.incomplete, err = b.repo.StoreBackup(ctx, d); err != nil {
+	if b.incomplete, err = b.repo.StoreBackup(ctx, d, borrowed); err != nil {
 		return err
 	}
 	if err := kept.Commit(d, list, borrowed); err != nil {
@@ -173,10 +174,14 @@ func (b *run) publish(ctx context.Context, set *repo.PackSet, manifest *repo.Man
 
 // lent are the packs that earlier backups can lend.
 func (b *run) lent() map[repo.PackID]repo.Pack {
-	if b.base == nil {
-		return nil
+	all := make(map[repo.PackID]repo.Pack)
+	if b.base != nil {
+		maps.Copy(all, b.base.packs)
 	}
-	return b.base.packs
+	if b.resumed != nil {
+		maps.Copy(all, b.resumed.Packs)
+	}
+	return all
 }
 
 // Of the notes backup.json, which must stay small, keeps the first.

@@ -16,6 +16,7 @@ import (
 	"agent/internal/errs"
 	"agent/internal/postgres"
 	"agent/internal/repo"
+	"agent/internal/storage"
 	"agent/internal/summary"
 )
 
@@ -38,7 +39,10 @@ type base struct {
 // chooseBase finds the backup to build on, if there is one. That there is none is
 // noted and makes the backup full; that the one which was asked for does not do
 // is an error.
-func (b *run) chooseBase(ctx context.Context) error {
+func (b *run) chooseBase(ctx context.Context) (err error) {
+	if b.history, err = b.readHistory(ctx); err != nil {
+		return err
+	}
 	switch {
 	case b.Incremental.Full:
 		b.note("a full backup was asked for")
@@ -46,10 +50,6 @@ func (b *run) chooseBase(ctx context.Context) error {
 	case b.Incremental.Most == 0 && b.Incremental.Parent == "":
 		b.note("max_incrementals is 0")
 		return nil
-	}
-	var err error
-	if b.history, err = b.readHistory(ctx); err != nil {
-		return err
 	}
 	candidates, err := b.candidates(ctx)
 	if err != nil {
@@ -176,8 +176,11 @@ func (b *run) useBase(ctx context.Context, parent *repo.Backup) (reason string, 
 			return fmt.Sprintf("the full backup of its chain began %s ago, and full_every is %s", age.Round(time.Minute), b.Incremental.FullEvery), nil
 		}
 	}
+	if place, err := b.repo.Incomplete(ctx, parent); err != nil || place != "" {
+		return fmt.Sprintf("repository %s has not got it (agent repo sync brings it there)", place), err
+	}
 	manifest, packs, err := b.chain.Open(ctx, parent)
-	if kind := errs.KindOf(err); kind == errs.Storage || kind == errs.Interrupted {
+	if kind := errs.KindOf(err); kind == errs.Storage || kind == errs.Interrupted || errors.Is(err, storage.ErrUnavailable) || ctx.Err() != nil {
 		return "", err
 	}
 	if err != nil {
@@ -187,10 +190,13 @@ func (b *run) useBase(ctx context.Context, parent *repo.Backup) (reason string, 
 	return "", nil
 }
 
-// closeBase frees what the base holds.
+// closeBase frees what the base and an interrupted backup hold.
 func (b *run) closeBase() {
 	if b.base != nil {
 		b.base.manifest.Close()
+	}
+	if b.resumed != nil {
+		b.resumed.Manifest.Close()
 	}
 }
 
@@ -223,6 +229,19 @@ func (b *run) readHistory(ctx context.Context) (postgres.History, error) {
 // this backup starts; with nothing that tells what has changed the backup is
 // full.
 func (b *run) layers(ctx context.Context, start postgres.LSN) ([]*layer, error) {
+	layers, err := b.baseLayer(ctx, start)
+	if err != nil {
+		return nil, err
+	}
+	resumed, err := b.resumedLayer(ctx, start)
+	if err != nil {
+		closeLayers(layers)
+		return nil, err
+	}
+	return append(resumed, layers...), nil
+}
+
+func (b *run) baseLayer(ctx context.Context, start postgres.LSN) ([]*layer, error) {
 	if b.base == nil {
 		return nil, nil
 	}
@@ -236,7 +255,7 @@ func (b *run) layers(ctx context.Context, start postgres.LSN) ([]*layer, error) 
 				"what has changed since backup %s cannot be told: %s", b.base.Name, err)
 		}
 		b.note(fmt.Sprintf("what has changed since backup %s cannot be told: %s", b.base.Name, err))
-		b.closeBase()
+		b.base.manifest.Close()
 		b.base = nil
 		return nil, nil
 	}

@@ -35,6 +35,7 @@ type copyOptions struct {
 	// layers are what earlier backups have, in the order of the walk; none: all
 	// is read.
 	layers []*layer
+	marks  *marker // nil: none are set
 }
 
 // pipeline moves files through the workers and puts the results, which come
@@ -215,12 +216,14 @@ func (p *pipeline) work(ctx context.Context) error {
 // collect adds entries to the manifest in the order of the walk; a file is
 // added when its last stretch has been read.
 func (p *pipeline) collect(ctx context.Context) error {
+	last := ""
 	for next := range p.order {
 		f := next.file
 		if f == nil {
 			if err := p.manifest.Add(ctx, next.entry, nil); err != nil {
 				return err
 			}
+			last = next.entry.Path
 			continue
 		}
 		for f.left > 0 {
@@ -231,6 +234,10 @@ func (p *pipeline) collect(ctx context.Context) error {
 				}
 				for _, s := range u.stretches {
 					s.file.left--
+					s.file.seen[s.slot] = true
+				}
+				if err := p.mark(ctx, last, f); err != nil {
+					return err
 				}
 			case <-ctx.Done():
 				return context.Cause(ctx)
@@ -240,8 +247,19 @@ func (p *pipeline) collect(ctx context.Context) error {
 			return err
 		}
 		p.runs.Release(f.weight)
+		last = f.Path
+		if err := p.mark(ctx, last, nil); err != nil {
+			return err
+		}
 	}
 	return nil
+}
+
+func (p *pipeline) mark(ctx context.Context, last string, f *fileState) error {
+	if p.opts.marks == nil {
+		return nil
+	}
+	return p.opts.marks.due(ctx, last, f)
 }
 
 // addFile puts a file together. One that was gone when it was read is left out:

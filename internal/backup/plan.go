@@ -25,6 +25,8 @@ type layer struct {
 	changes  *delta.Changes
 	// until is the last path that it has; empty: it has all there are.
 	until string
+	// part is what it has of the file at until, of which it was reading.
+	part *former
 
 	entry repo.Entry
 	parts []repo.FilePart
@@ -40,6 +42,9 @@ type former struct {
 
 // find is what the layer has of a file, or nil. Paths are asked for in order.
 func (l *layer) find(ctx context.Context, path string) (*former, error) {
+	if l.part != nil && l.part.Path == path {
+		return l.part, nil
+	}
 	for !l.ended {
 		if !l.have {
 			var err error
@@ -73,7 +78,7 @@ type planner struct {
 
 // file makes the plan of a file, cut into stretches.
 func (p *planner) file(ctx context.Context, s source) (*fileState, []stretch, error) {
-	for len(p.layers) > 1 && repo.ComparePaths(p.layers[0].until, s.Path) < 0 {
+	for len(p.layers) > 0 && p.layers[0].until != "" && repo.ComparePaths(p.layers[0].until, s.Path) < 0 {
 		p.layers = p.layers[1:]
 	}
 	f := &fileState{source: s, plan: delta.Plan{Whole: true}, weight: 1}
@@ -90,6 +95,11 @@ func (p *planner) file(ctx context.Context, s source) (*fileState, []stretch, er
 	}
 	stretches := cut(f)
 	f.results, f.left = make([]stretchResult, len(stretches)), len(stretches)
+	f.seen = make([]bool, len(stretches))
+	for _, s := range stretches {
+		last := s.ranges[len(s.ranges)-1]
+		f.ends = append(f.ends, last.Offset+last.Length)
+	}
 	return f, stretches, nil
 }
 

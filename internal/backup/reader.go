@@ -46,8 +46,10 @@ type fileState struct {
 	plan    delta.Plan
 	former  *former // what an earlier backup has of it; nil: nothing of use
 	results []stretchResult
-	left    int   // stretches the collector has not seen
-	weight  int64 // of its runs while it is on its way
+	seen    []bool  // the stretches that the collector has seen
+	ends    []int64 // where in the file each ends
+	left    int     // how many it has not seen
+	weight  int64   // of its runs while it is on its way
 }
 
 // summed tells whether the file is always read whole, and known by a digest: all

@@ -80,7 +80,8 @@ type run struct {
 	chain   *chain.Store
 	history postgres.History
 	base    *base
-	notes   []string // why the backup is what it is
+	resumed *chain.Interrupted // a backup that was not finished, whose work is used
+	notes   []string           // why the backup is what it is
 	meter   meter
 	bad     badPages
 	// incomplete names the places where the backup does not exist yet.
@@ -115,6 +116,9 @@ func Run(ctx context.Context, r *repo.Repository, o Options) (res *Result, err e
 	}
 	b.chain = chain.New(b.StateDir, b.repo, b.cluster(), b.Log)
 	if err := b.chooseBase(ctx); err != nil {
+		return nil, err
+	}
+	if err := b.chooseInterrupted(ctx); err != nil {
 		return nil, err
 	}
 	defer b.closeBase()
@@ -282,7 +286,7 @@ func (b *run) claim(ctx context.Context) error {
 	})
 	g.Go(func() (err error) {
 		b.lease, err = b.repo.Claim(gctx, cluster, repo.Claim{
-			Backup: b.backup.Name, Host: b.Host.Name, State: b.StateDir, StateID: b.Host.State, PID: os.Getpid(),
+			Backup: b.backup.Name, Host: b.Host.Name, State: b.StateDir, StateID: b.Host.State, PID: os.Getpid(), Lenders: b.lenders(),
 		}, repo.ClaimOptions{Concurrent: b.AllowConcurrent, Running: b.running})
 		return err
 	})
@@ -355,6 +359,7 @@ func (b *run) copy(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	b.backup.StartLSN, b.backup.Timeline = start, b.info.Timeline
 	b.Log.Info("backup started", "backup", string(b.backup.Name), "lsn", start.String())
 	b.reporter.phase("copying")
 
@@ -372,7 +377,9 @@ func (b *run) copy(ctx context.Context) error {
 		return errors.Join(err, kept.Close())
 	}
 	data := set.Writer(repo.PackData)
-	err = b.files(uctx, start, layers, data, manifest)
+	err = b.files(uctx, start, layers, data, manifest, &marker{
+		set: set, data: data, manifest: manifest, kept: kept, backup: b.backup, meter: &b.meter, now: b.Now, lsn: b.insertLSN,
+	})
 	if err == nil {
 		b.reporter.phase("finishing")
 		err = b.stop(uctx, start, data, manifest)
@@ -404,7 +411,7 @@ func (b *run) newManifest(set *repo.PackSet, kept repo.ManifestCopy) (*repo.Mani
 	}, kept)
 }
 
-func (b *run) files(ctx context.Context, start postgres.LSN, layers []*layer, data *repo.Writer, manifest *repo.ManifestWriter) error {
+func (b *run) files(ctx context.Context, start postgres.LSN, layers []*layer, data *repo.Writer, manifest *repo.ManifestWriter, marks *marker) error {
 	w := b.newWalker()
 	stopEstimate := b.estimate(ctx)
 	defer stopEstimate()
@@ -412,7 +419,7 @@ func (b *run) files(ctx context.Context, start postgres.LSN, layers []*layer, da
 	defer stopWatch()
 	return copyFiles(ctx, w, data, manifest, copyOptions{
 		name: b.backup.Name, workers: b.Concurrency, codec: b.Codec, block: b.backup.BlockSize,
-		readRate: b.ReadRate, meter: &b.meter, layers: layers,
+		readRate: b.ReadRate, meter: &b.meter, layers: layers, marks: marks,
 		pages: &pageChecker{
 			enabled: b.backup.Checksums && b.backup.BlockSize == 8192, block: b.backup.BlockSize,
 			segBlocks: b.control.RelSegBlocks, start: start, current: b.insertLSN, bad: &b.bad, log: b.Log,

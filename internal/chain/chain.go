@@ -9,6 +9,7 @@
 //	chain/<system identifier>/<backup>/packs        the list of packs, as it was stored
 //	chain/<system identifier>/<backup>/backup.json  comes last: without it the backup was not finished
 //	chain/<system identifier>/<backup>/progress     of one that was not finished: how far it is of use
+//	chain/<system identifier>/<backup>/stored       and which of its packs are durable
 //
 // They hold names, sizes and places of files and pages, and none of their
 // content. What is lost or damaged here is only missed: the repository has it
@@ -20,7 +21,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -103,6 +103,9 @@ func (s *Store) load(name repo.BackupName) (*repo.Backup, error) {
 	if err := json.Unmarshal(body, b); err != nil {
 		return nil, fmt.Errorf("decode kept backup.json: %w", err)
 	}
+	if b.Name != name {
+		return nil, fmt.Errorf("the kept backup.json is of %q", b.Name)
+	}
 	return b, nil
 }
 
@@ -152,7 +155,7 @@ func (s *Store) openKept(ctx context.Context, b *repo.Backup) (*repo.Manifest, m
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := wholeRoot(ctx, m); err != nil {
+	if err := m.Prove(ctx); err != nil {
 		return nil, nil, errors.Join(err, m.Close())
 	}
 	return m, packs, nil
@@ -164,24 +167,6 @@ func (s *Store) openRoot(b *repo.Backup, limit *repo.ManifestLimit) (*repo.Manif
 		return nil, fmt.Errorf("open kept manifest: %w", err)
 	}
 	return s.repo.KeptManifest(b, root, limit, s.pack)
-}
-
-// wholeRoot reads the root to its end, so that damage shows before a backup
-// relies on it.
-func wholeRoot(ctx context.Context, m *repo.Manifest) error {
-	r, err := m.Read(nil)
-	if err != nil {
-		return err
-	}
-	defer r.Close()
-	for {
-		if _, _, err := r.Next(ctx); err != nil {
-			if errors.Is(err, io.EOF) {
-				return nil
-			}
-			return err
-		}
-	}
 }
 
 // pack opens what is kept of a pack of sections.

@@ -15,13 +15,14 @@ import (
 // It is used by one goroutine. An error of the disk does not end the backup:
 // then nothing is kept, and the next one asks the repository.
 type Copy struct {
-	store *Store
-	name  repo.BackupName
-	root  *os.File
-	size  int64
-	pack  *os.File // of the sections that are being written
-	open  uint32
-	lost  bool // the disk has failed; nothing is kept any more
+	store  *Store
+	name   repo.BackupName
+	root   *os.File
+	size   int64
+	pack   *os.File // of the sections that are being written
+	open   uint32
+	stored int  // packs that are noted as durable
+	lost   bool // the disk has failed; nothing is kept any more
 }
 
 // Begin makes the folder of a backup that begins.
@@ -121,7 +122,7 @@ func (c *Copy) finish(b *repo.Backup, packs []byte) error {
 		err = c.write(backupFile, body)
 	}
 	if err == nil {
-		err = os.RemoveAll(c.store.path(c.name, progressFile))
+		err = errors.Join(os.RemoveAll(c.store.path(c.name, progressFile)), os.RemoveAll(c.store.path(c.name, storedFile)))
 	}
 	return err
 }

@@ -131,10 +131,11 @@ func selfDigest(body []byte) (digits []byte, sum Digest, ok bool) {
 const maxBackupJSON = 8 << 10
 
 // StoreBackup creates backup.json, the act that makes the backup exist. It
-// comes after everything else is durable. In a best-effort place that lacks
-// something the backup does not exist yet; agent repo sync brings the rest, and
-// then backup.json. incomplete names those places.
-func (r *Repository) StoreBackup(ctx context.Context, b *Backup) (incomplete []string, err error) {
+// comes after everything else is durable; borrowed are the packs of other
+// backups that it needs, by lender and number. In a best-effort place that
+// lacks something the backup does not exist yet; agent repo sync brings the
+// rest, and then backup.json. incomplete names those places.
+func (r *Repository) StoreBackup(ctx context.Context, b *Backup, borrowed []Pack) (incomplete []string, err error) {
 	body, err := json.MarshalIndent(b, "", "  ")
 	if err != nil {
 		return nil, fmt.Errorf("encode backup.json: %w", err)
@@ -151,10 +152,8 @@ func (r *Repository) StoreBackup(ctx context.Context, b *Backup) (incomplete []s
 	b.Self = sum
 	key := b.Cluster.backupKey(b.Name)
 	err = r.everywhere(ctx, key, func(ctx context.Context, p *place) error {
-		if !p.Required {
-			if lacks, err := r.missingAt(ctx, p, b); err != nil || lacks != "" {
-				return errors.Join(err, behind(lacks))
-			}
+		if err := r.ready(ctx, p, b, borrowed); err != nil {
+			return err
 		}
 		_, err := p.putOwned(ctx, key, storage.Bytes(body), storage.PutOptions{Lock: p.lock(r.now())})
 		return err
@@ -170,29 +169,27 @@ func (r *Repository) StoreBackup(ctx context.Context, b *Backup) (incomplete []s
 	return incomplete, nil
 }
 
-func behind(lacks string) error {
-	if lacks == "" {
+// ready is why a backup cannot exist in a place yet, or nil. The WAL is in each
+// required place before this is asked. Packs to borrow were in the repository
+// when the backup began, which is the place if there is no other; a place that
+// was added or has been away may lack them.
+func (r *Repository) ready(ctx context.Context, p *place, b *Backup, borrowed []Pack) error {
+	if !p.Required {
+		lacks, err := r.lacking(ctx, p, b, borrowed)
+		if err == nil && lacks != "" {
+			err = fmt.Errorf("the %s has not arrived there", lacks)
+		}
+		return err
+	}
+	if len(r.places) == 1 {
 		return nil
 	}
-	return fmt.Errorf("the WAL file %s has not arrived there", lacks)
-}
-
-// missingAt names the first WAL file that the backup needs and that is not at
-// the place, or "".
-func (r *Repository) missingAt(ctx context.Context, p *place, b *Backup) (string, error) {
-	first, err := postgres.ParseSegment(b.StartSegment, b.SegmentSize)
-	if err != nil {
-		return "", err
+	lacks, err := lacksPack(ctx, p, b.Cluster, borrowed)
+	if err == nil && lacks != "" {
+		err = errs.New(errs.Damaged, "Bring it there with agent repo sync, then run the backup again.",
+			"the %s, which backup %s needs, is not in repository %s", lacks, b.Name, p.Name)
 	}
-	last, err := postgres.ParseSegment(b.StopSegment, b.SegmentSize)
-	if err != nil {
-		return "", err
-	}
-	name, err := missingSegment(ctx, p, b.Cluster, first, last, b.SegmentSize)
-	if err != nil || name != "" {
-		return name, err
-	}
-	return missingHistory(ctx, p, b.Cluster, b.Timeline)
+	return err
 }
 
 // LoadBackup reads one backup.json. A backup that does not exist is NotFound.

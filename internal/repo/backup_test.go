@@ -21,7 +21,7 @@ func exampleBackup() *Backup {
 }
 
 func storeBackup(t testing.TB, r *Repository, b *Backup) error {
-	_, err := r.StoreBackup(t.Context(), b)
+	_, err := r.StoreBackup(t.Context(), b, nil)
 	return err
 }
 

@@ -7,6 +7,10 @@ import (
 	"slices"
 )
 
+// maxLoan bounds the records that wait for a loan, in bytes: more than those
+// behind any section, which are at most maxPending and one record.
+const maxLoan = 2 * maxPending
+
 // loan is a section of an earlier manifest whose parts have come in their order
 // until now. If they all do it is borrowed as it lies; until then what has come
 // is kept, at most the entries of one section.
@@ -26,7 +30,7 @@ type event struct {
 // record takes the record of an entry.
 func (m *ManifestWriter) record(ctx context.Context, b []byte) error {
 	if m.loan.section != nil {
-		if m.loan.bytes += len(b); m.loan.bytes < maxPending {
+		if m.loan.bytes += len(b); m.loan.bytes < maxLoan {
 			m.loan.events = append(m.loan.events, event{record: b})
 			return nil
 		}
@@ -35,7 +39,7 @@ func (m *ManifestWriter) record(ctx context.Context, b []byte) error {
 		}
 	}
 	m.pending.b = append(m.pending.b, b...)
-	if m.section.empty() && len(m.pending.b) >= maxPending {
+	if len(m.pending.b) >= maxPending {
 		return m.flush(ctx)
 	}
 	return nil
@@ -136,6 +140,16 @@ func (m *ManifestWriter) Flush(ctx context.Context) error {
 		return err
 	}
 	return m.root.cut()
+}
+
+// Mark is Flush, and closes the pack of sections. entries is how many the
+// manifest has: so far the copy can be read (ManifestLimit) once that pack, and
+// those of the data, are stored.
+func (m *ManifestWriter) Mark(ctx context.Context) (entries int64, err error) {
+	if err := m.Flush(ctx); err != nil {
+		return 0, err
+	}
+	return m.totals.Entries, m.packs.Close()
 }
 
 // need notes that a pack of another backup is needed.

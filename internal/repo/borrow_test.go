@@ -64,11 +64,11 @@ func TestManifestChain(t *testing.T) {
 				if err != nil {
 					rt.Fatal(err)
 				}
-				t.Cleanup(func() { root.Close() })
+				rt.Cleanup(func() { root.Close() })
 				if old, err = root.Read(known); err != nil {
 					rt.Fatal(err)
 				}
-				t.Cleanup(func() { old.Close() })
+				rt.Cleanup(func() { old.Close() })
 			}
 			var now []chainFile
 			add := func(f chainFile, parts []FilePart) {

@@ -30,6 +30,8 @@ type Claim struct {
 	StateID string     `json:"state_id"` // random, of that state directory
 	PID     int        `json:"pid"`
 	Started time.Time  `json:"start_time"`
+	// Lenders are backups whose packs this one may borrow: a delete spares them.
+	Lenders []BackupName `json:"lenders,omitempty"`
 	// TTL is for how many seconds of the store's time the claim holds.
 	TTL int `json:"ttl_seconds"`
 }

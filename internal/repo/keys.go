@@ -81,8 +81,10 @@ func (c ClusterID) packsKey(name BackupName) string    { return c.backupDir(name
 
 // packKey names pack n of a backup.
 func (c ClusterID) packKey(name BackupName, n uint32) string {
-	return fmt.Sprintf("%spack/%08x", c.backupDir(name), n)
+	return fmt.Sprintf("%s%08x", c.packPrefix(name), n)
 }
+
+func (c ClusterID) packPrefix(name BackupName) string { return c.backupDir(name) + "pack/" }
 
 func (c ClusterID) claimKey(name BackupName, n int) string {
 	return fmt.Sprintf("%s%s/%d", c.claimPrefix(), name, n)

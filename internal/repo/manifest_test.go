@@ -420,6 +420,32 @@ func TestManifestReaderComparesDigest(t *testing.T) {
 	}
 }
 
+// What the store or a pack says at its end is not the end of the manifest.
+func TestManifestReaderEnds(t *testing.T) {
+	m := newMemory()
+	r := testRepo(m, Keys{}, compress.Setting{})
+	id, frames := lent()
+	b, packs := store(t, r, []item{{Entry{Kind: EntryFile, Path: "a", ModTime: testTime, Size: blocks}, []Run{{Length: blocks, Pack: id}}}}, map[PackID][]Frame{id: frames})
+	key := testCluster.packKey(testName, 0)
+	m.hook = func(_, of string) error {
+		if of == key {
+			return fmt.Errorf("read body: %w", io.EOF)
+		}
+		return nil
+	}
+	if items, _, err := load(t.Context(), r, b, packs); err == nil || !strings.Contains(err.Error(), key) {
+		t.Fatalf("%d entries, %v", len(items), err)
+	}
+	m.hook = nil
+	body := m.objects[key].body[:10]
+	m.set(key, body)
+	own := PackID{testName, 0}
+	packs[own] = Pack{Kind: PackMeta, Size: int64(len(body)), SHA256: sha(body)}
+	if items, _, err := load(t.Context(), r, b, packs); errs.KindOf(err) != errs.Damaged || !strings.Contains(err.Error(), key) {
+		t.Fatalf("%d entries, %v", len(items), err)
+	}
+}
+
 func FuzzManifestRoot(f *testing.F) {
 	f.Add(newRoot().dir("base").file(4, "/1", 0, 0).tablespace("pg_tblspc/16384", 16384).end(3, 1, 0).b)
 	f.Add(newRoot().file(0, "a", 1, 0).b)

@@ -12,6 +12,7 @@ import (
 
 	"agent/internal/compress"
 	"agent/internal/crypto"
+	"agent/internal/errs"
 )
 
 // FilePart is a part of a file together with the section that has its frames.
@@ -62,6 +63,26 @@ func (r *Repository) KeptManifest(b *Backup, root *os.File, limit *ManifestLimit
 	return &Manifest{repo: r, backup: b, root: root, size: info.Size(), closer: root, limit: limit, kept: kept}, nil
 }
 
+// Prove reads all of a manifest of which this host has kept a copy, so that
+// what is missing or damaged shows before a backup relies on it: there may be no
+// identity with which to bring it from the repository.
+func (m *Manifest) Prove(ctx context.Context) error {
+	r, err := m.Read(nil)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	r.proving = true
+	for {
+		if _, _, err := r.Next(ctx); err != nil {
+			if errors.Is(err, io.EOF) {
+				return nil
+			}
+			return err
+		}
+	}
+}
+
 // Close frees the root.
 func (m *Manifest) Close() error { return m.closer.Close() }
 
@@ -74,6 +95,8 @@ type ManifestReader struct {
 	dec    *compress.Decoder
 	// rootOnly leaves the sections unread: entries come without parts.
 	rootOnly bool
+	// proving opens what is kept of the sections all the same.
+	proving bool
 
 	Header ManifestHeader
 
@@ -154,38 +177,50 @@ func (m *ManifestReader) malformed(err error) error {
 // it exactly. After the last it proves that the manifest and the packs with
 // its sections are what was stored, and returns io.EOF.
 func (m *ManifestReader) Next(ctx context.Context) (Entry, []FilePart, error) {
+	e, end, err := m.entry(ctx)
+	var parts []FilePart
+	if err == nil && !end && e.Kind == EntryFile && !m.rootOnly {
+		parts, err = m.parts(ctx, e)
+	}
+	switch {
+	case err == nil && end:
+		return Entry{}, nil, io.EOF
+	case errors.Is(err, io.EOF):
+		// What a store or a file says at its end is not the end of the manifest.
+		err = errs.Wrap(io.ErrUnexpectedEOF, errs.KindOf(err), errs.HintOf(err), "%s", err)
+	}
+	return e, parts, err
+}
+
+// entry reads the next entry; end: there is none.
+func (m *ManifestReader) entry(ctx context.Context) (_ Entry, end bool, err error) {
 	for {
 		if m.limit != nil && m.totals.Entries == m.limit.Entries {
-			return Entry{}, nil, io.EOF
+			return Entry{}, true, nil
 		}
 		t := m.d.byte()
 		if m.d.err != nil {
-			return Entry{}, nil, m.malformed(m.d.err)
+			return Entry{}, false, m.malformed(m.d.err)
 		}
 		switch t {
 		case recordSection:
 			if err := m.readSection(ctx); err != nil {
-				return Entry{}, nil, err
+				return Entry{}, false, err
 			}
 			continue
 		case recordEnd:
-			return Entry{}, nil, m.end()
+			return Entry{}, true, m.end()
 		}
 		e := m.readEntry(t)
 		if m.d.err != nil {
-			return Entry{}, nil, m.malformed(m.d.err)
+			return Entry{}, false, m.malformed(m.d.err)
 		}
 		m.totals.Entries++
-		if e.Kind != EntryFile {
-			return e, nil, nil
+		if e.Kind == EntryFile {
+			m.totals.Files++
+			m.totals.Bytes += e.Size
 		}
-		m.totals.Files++
-		m.totals.Bytes += e.Size
-		if m.rootOnly {
-			return e, nil, nil
-		}
-		parts, err := m.parts(ctx, e)
-		return e, parts, err
+		return e, false, nil
 	}
 }
 
@@ -280,12 +315,15 @@ func (m *ManifestReader) readSection(ctx context.Context) error {
 		if d.err != nil {
 			break
 		}
-		if m.rootOnly {
+		if m.rootOnly && !m.proving {
 			continue
 		}
 		ref.Frames = append(ref.Frames, FrameRef{Pack: number, Offset: offset, Length: length, RawLen: raw})
 		if body, err = m.readFrame(ctx, body, PackID{lender, number}, offset, length, raw); err != nil {
 			return err
+		}
+		if m.proving {
+			body = body[:0]
 		}
 	}
 	if d.err != nil || m.rootOnly {
@@ -317,7 +355,7 @@ func (m *ManifestReader) readFrame(ctx context.Context, dst []byte, id PackID, o
 		m.lenders[id.Backup] = p
 	}
 	body, err := m.decodeFrame(dst, p, offset, length, raw)
-	if err == nil || !p.kept {
+	if err == nil || !p.kept || m.proving {
 		return body, err
 	}
 	// What was kept is damaged: as if it were not there.
@@ -365,8 +403,11 @@ func (m *ManifestReader) sectionPack(ctx context.Context, id PackID, kept func(P
 			p.frame, p.closer, p.kept = f, f, true
 			return p, nil
 		}
+		if m.proving {
+			return nil, fmt.Errorf("open the kept pack %s/%08x: %w", id.Backup, id.Number, err)
+		}
 		if !errors.Is(err, os.ErrNotExist) {
-			return nil, fmt.Errorf("open the kept copy of a manifest: %w", err)
+			m.repo.log.Warn("the kept copy of a manifest cannot be read", "backup", string(id.Backup), "error", err.Error())
 		}
 	}
 	want, ok := m.packs[id]
@@ -388,6 +429,7 @@ func (m *ManifestReader) sectionPack(ctx context.Context, id PackID, kept func(P
 	return p, nil
 }
 
+// end reads the last record.
 func (m *ManifestReader) end() error {
 	d := &m.d
 	want := ManifestTotals{Entries: d.size(math.MaxInt64), Files: d.size(math.MaxInt64), Bytes: d.size(math.MaxInt64)}
@@ -404,10 +446,7 @@ func (m *ManifestReader) end() error {
 			d.err = err
 		}
 	}
-	if d.err != nil {
-		return m.malformed(d.err)
-	}
-	return io.EOF
+	return m.malformed(d.err)
 }
 
 // Totals are the sums so far; after io.EOF those of the whole backup.

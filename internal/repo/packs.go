@@ -5,6 +5,8 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -225,6 +227,28 @@ func (s *PackSet) Packs() ([]Pack, error) {
 	return packs, nil
 }
 
+// Stored describes the packs from one number to before another, if all of them
+// are stored.
+func (s *PackSet) Stored(from, before uint32) (packs []Pack, all bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for n := from; n < before; n++ {
+		p, ok := s.stored[n]
+		if !ok {
+			return nil, false
+		}
+		packs = append(packs, p)
+	}
+	return packs, true
+}
+
+// Next is the number of the pack that is begun next.
+func (s *PackSet) Next() uint32 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.next
+}
+
 // StoredSize is the sum of the packs stored so far, in bytes.
 func (s *PackSet) StoredSize() int64 {
 	s.mu.Lock()
@@ -239,4 +263,36 @@ func (s *PackSet) StoredSize() int64 {
 // Frame is the entry of the pack's frame table.
 func (r FrameRef) Frame() Frame {
 	return Frame{Offset: r.Offset, Length: r.Length, RawOffset: r.RawOffset, RawLen: r.RawLen}
+}
+
+// MissingPacks says which of these packs is not, or not as it was stored, in
+// every required place; empty: none. It costs a listing for each backup whose
+// packs they are.
+func (r *Repository) MissingPacks(ctx context.Context, cluster ClusterID, packs map[PackID]Pack) (string, error) {
+	byBackup := make(map[BackupName]int)
+	for id := range packs {
+		byBackup[id.Backup]++
+	}
+	for _, p := range r.required() {
+		if err := p.err(); err != nil {
+			return "", err
+		}
+		for name, want := range byBackup {
+			found := 0
+			prefix := cluster.backupDir(name) + "pack/"
+			for info, err := range p.Bucket.List(ctx, prefix, "") {
+				if err != nil {
+					return "", fmt.Errorf("list packs: %w", err)
+				}
+				number, err := strconv.ParseUint(strings.TrimPrefix(info.Key, prefix), 16, 32)
+				if pack, ok := packs[PackID{name, uint32(number)}]; err == nil && ok && pack.Size == info.Size {
+					found++
+				}
+			}
+			if found < want {
+				return fmt.Sprintf("a pack of %s", name), nil
+			}
+		}
+	}
+	return "", nil
 }

@@ -144,7 +144,7 @@ func TestBackupWithoutWAL(t *testing.T) {
 			t.Fatalf("shown without %s", lacking)
 		}
 		s.again()
-		if incomplete, err := s.StoreBackup(t.Context(), b); err != nil || !slices.Equal(incomplete, []string{"b"}) {
+		if incomplete, err := s.StoreBackup(t.Context(), b, nil); err != nil || !slices.Equal(incomplete, []string{"b"}) {
 			t.Fatalf("%q, %v", incomplete, err)
 		}
 		s.again()

@@ -169,6 +169,31 @@ func (s *sectionBuilder) encode(unit int64) []byte {
 	return e.b
 }
 
+// EncodeParts writes parts of a file with the frames that they use, in the form
+// of a section; unit is the block size.
+func EncodeParts(parts []FilePart, unit int64) ([]byte, error) {
+	var s sectionBuilder
+	for _, p := range parts {
+		if err := s.add(p.Part, p.Section.Frames); err != nil {
+			return nil, err
+		}
+	}
+	return s.encode(unit), nil
+}
+
+// DecodeParts reads what EncodeParts wrote.
+func DecodeParts(b []byte) ([]FilePart, error) {
+	s, err := decodeSection(b)
+	if err != nil {
+		return nil, err
+	}
+	parts := make([]FilePart, len(s.Parts))
+	for i, p := range s.Parts {
+		parts[i] = FilePart{Part: p, Section: s, Index: -1}
+	}
+	return parts, nil
+}
+
 func encodeFrames(e *encoder, table map[int64]Frame) {
 	frames := make([]Frame, 0, len(table))
 	for _, f := range table {

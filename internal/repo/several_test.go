@@ -217,7 +217,7 @@ func (s *several) tryBackup(t testing.TB, name BackupName, lent ...Pack) (*Backu
 			t.Fatal(err)
 		}
 	}
-	_, err = s.StoreBackup(ctx, b)
+	_, err = s.StoreBackup(ctx, b, lent)
 	return b, own, errors.Join(err, lease.Release(ctx))
 }
 

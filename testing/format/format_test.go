@@ -62,20 +62,41 @@ func compare(t *testing.T, compression string, sealed bool) {
 	)
 	env = append(env, s.Env()...)
 	run(t, env, "backup-push")
+	// A few pages change.
+	s.Exec(t, "UPDATE big SET t = 'new' WHERE i % 50000 = 0", "CREATE TABLE more AS SELECT generate_series(1, 1000) i")
+	run(t, env, "backup-push")
 	clusters, err := filepath.Glob(filepath.Join(repository, "cluster", "*"))
 	if err != nil || len(clusters) != 1 {
 		t.Fatalf("clusters %v: %v", clusters, err)
 	}
 	r.dir = clusters[0]
-	backups, err := os.ReadDir(filepath.Join(r.dir, "backup"))
-	if err != nil || len(backups) != 1 {
+	backups, err := filepath.Glob(filepath.Join(r.dir, "backup", "*", "backup.json"))
+	if err != nil || len(backups) != 2 {
 		t.Fatalf("backups %v: %v", backups, err)
 	}
-
-	got, err := r.restore(backups[0].Name())
-	if err != nil {
-		t.Fatal(err)
+	var full, incremental map[string]entry
+	for _, path := range backups {
+		entries, err := r.restore(filepath.Base(filepath.Dir(path)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		switch r.kind {
+		case "full":
+			full = entries
+			if r.borrowed != 0 {
+				t.Errorf("the full backup borrows %d packs", r.borrowed)
+			}
+		case "incremental":
+			incremental = entries
+			if r.borrowed == 0 {
+				t.Error("the incremental backup borrows nothing")
+			}
+		}
 	}
+	if len(full) == 0 || len(incremental) <= len(full) {
+		t.Fatalf("the full backup has %d entries, the incremental one %d", len(full), len(incremental))
+	}
+	got := incremental
 	dest, newSpace := filepath.Join(dir, "restored"), filepath.Join(dir, "newspace")
 	run(t, env, "backup-fetch", dest, "--tablespace-map", space+"="+newSpace)
 	want := walk(t, dest)

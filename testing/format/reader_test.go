@@ -31,12 +31,17 @@ type reader struct {
 	lastPack   string
 	lastOffset uint64
 	lastRaw    []byte
+
+	// Of the backup that was read last.
+	kind     string
+	borrowed int // packs
 }
 
 // backupJSON is what a restore needs of backup.json.
 type backupJSON struct {
 	Format   int    `json:"format"`
 	Name     string `json:"name"`
+	Type     string `json:"type"`
 	Files    int64  `json:"files"`
 	Bytes    int64  `json:"data_bytes"`
 	Packs    digest `json:"packs"`
@@ -118,7 +123,7 @@ func (r *reader) begin(name string) (b backupJSON, manifest []byte, err error) {
 	if err != nil {
 		return b, nil, fmt.Errorf("read the list of packs: %w", err)
 	}
-	r.packs = make(map[string][]byte)
+	r.packs, r.kind, r.borrowed = make(map[string][]byte), b.Type, 0
 	for line := range bytes.Lines(list) {
 		var p packLine
 		if err := json.Unmarshal(line, &p); err != nil {
@@ -126,6 +131,8 @@ func (r *reader) begin(name string) (b backupJSON, manifest []byte, err error) {
 		}
 		if p.Lender == "" {
 			p.Lender = name
+		} else {
+			r.borrowed++
 		}
 		stored, err := readChecked(filepath.Join(r.dir, "backup", p.Lender, "pack", fmt.Sprintf("%08x", p.Number)), p.digest)
 		if err == nil {
@@ -217,16 +224,20 @@ func (f *fields) int() int64 {
 	return int64(v >> 1)
 }
 
+func (f *fields) bytes(n uint64) []byte {
+	b := make([]byte, n)
+	if f.err == nil {
+		_, f.err = io.ReadFull(f.r, b)
+	}
+	return b
+}
+
 func (f *fields) string() string {
 	n := f.uint()
 	if n > 8192 {
 		f.err = fmt.Errorf("a string of %d bytes", n)
 	}
-	b := make([]byte, min(n, 8192))
-	if f.err == nil {
-		_, f.err = io.ReadFull(f.r, b)
-	}
-	return string(b)
+	return string(f.bytes(min(n, 8192)))
 }
 
 // tableFrame is an entry of a frame table.
@@ -390,12 +401,21 @@ func (r *reader) restore(name string) (map[string]entry, error) {
 		}
 		next := path[:shared] + f.string()
 		e := entry{Type: t, Mode: f.uint()}
+		var begin []byte // of its hash
 		if t == 'T' {
 			e.OID, e.Location = f.uint(), f.string()
 		}
 		if t == 'F' {
 			f.int() // modification time
-			e.Size, e.Final = f.uint(), f.byte() == 1
+			e.Size = f.uint()
+			flags := f.byte()
+			if flags > 3 {
+				return nil, fmt.Errorf("%s: flags %d", next, flags)
+			}
+			e.Final = flags&1 != 0
+			if flags&2 != 0 {
+				begin = f.bytes(16)
+			}
 		}
 		if !e.Final && path != "" && !before(path, next) {
 			return nil, fmt.Errorf("%q comes after %q", next, path)
@@ -407,6 +427,9 @@ func (r *reader) restore(name string) (map[string]entry, error) {
 			bytes += e.Size
 			if e.SHA256, s, err = r.content(f, s, e.Size); err != nil {
 				return nil, fmt.Errorf("%s: %w", path, err)
+			}
+			if string(e.SHA256[:len(begin)]) != string(begin) {
+				return nil, fmt.Errorf("%s: its sum is %x, that of its content %x", path, begin, e.SHA256)
 			}
 		}
 		all[path] = e
