@@ -15,6 +15,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	_ "agent/cmd/agent/crash"
+	"agent/cmd/agent/early"
 	"agent/internal/errs"
 	"agent/internal/wal"
 )
@@ -42,16 +44,9 @@ const (
 const pushMemory = 128 << 20
 
 func run() int {
-	if !slices.Contains(os.Args[1:], "wal-push") {
-		// A crash of the Go runtime would exit with 2, which restore_command
-		// means as "no more WAL": make it die by SIGABRT instead.
-		debug.SetTraceback("crash")
-	} else {
+	if slices.Contains(os.Args[1:], early.Push) {
 		// Beside the database what is no longer needed goes at once.
 		debug.SetMemoryLimit(pushMemory)
-	}
-	if prefetched(os.Args[1:]) {
-		return 0
 	}
 	return execute(os.Args[1:], os.Stdout, os.Stderr)
 }

@@ -8,13 +8,12 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
-	"slices"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"agent/cmd/agent/early"
 	"agent/internal/beside"
 	"agent/internal/config"
 	"agent/internal/errs"
@@ -24,112 +23,20 @@ import (
 	"agent/internal/wal"
 )
 
-// Flags of wal-fetch that change what it answers, so that no other process
-// answers for it.
-const (
-	noPrefetchFlag = "no-prefetch"
-	endBeforeFlag  = "end-before"
-)
-
-// prefetchPatience is how long a segment that is being fetched ahead is awaited
-// before wal-fetch fetches it itself.
-const prefetchPatience = 5 * time.Minute
-
-// prefetched asks the process that fetches ahead, if there is one, for the
-// segment of a wal-fetch that recovery has called, before anything else is done:
-// recovery waits for each of these calls. In any other case, and when the answer
-// is no, wal-fetch does its work as ever.
-func prefetched(args []string) bool {
-	segment, dest := recoveryCall(args)
-	if dest == "" {
-		return false
-	}
-	name, err := prefetchName(args, segment, dest)
-	if err != nil {
-		return false // wal-fetch says what is wrong
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), prefetchPatience)
-	defer cancel()
-	var answer prefetch.Answer
-	err = beside.Ask(ctx, name, prefetch.Question{Segment: segment}, &answer)
-	return err == nil && answer.Done
-}
-
-// recoveryCall finds the two arguments of a wal-fetch that recovery has called
-// for a segment; dest is empty if it is anything else.
-func recoveryCall(args []string) (segment, dest string) {
-	if !slices.Contains(args, "wal-fetch") {
-		return "", ""
-	}
-	for _, arg := range args {
-		f, err := postgres.ParseWALFile(arg)
-		switch {
-		case strings.HasPrefix(arg, "--"+noPrefetchFlag), strings.HasPrefix(arg, "--"+endBeforeFlag):
-			return "", ""
-		case err == nil && f.Kind == postgres.WALSegment:
-			segment = arg
-		case filepath.Base(arg) == wal.RecoveryFile:
-			dest = arg
-		}
-	}
-	if segment == "" {
-		return "", ""
-	}
-	return segment, dest
-}
-
-// prefetchName is that of the process which a call like this one has started:
-// with the same directory, arguments, environment, settings and program.
-func prefetchName(args []string, segment, dest string) (beside.Name, error) {
-	settings := []string{version}
-	for _, arg := range args {
-		if arg != segment {
-			settings = append(settings, arg)
-		}
-	}
-	settings = append(settings, "--")
-	for _, variable := range slices.Sorted(slices.Values(os.Environ())) {
-		// What shells set differs from call to call.
-		if name, _, _ := strings.Cut(variable, "="); !slices.Contains([]string{"_", "SHLVL", "PWD", "OLDPWD"}, name) {
-			settings = append(settings, variable)
-		}
-	}
-	for _, path := range configFiles(args) {
-		info, err := os.Stat(path)
-		if err == nil {
-			settings = append(settings, fmt.Sprintf("%s %d %d", path, info.Size(), info.ModTime().UnixNano()))
-		}
-	}
-	return prefetch.NameFor(dest, settings...)
-}
-
-// configFiles are the paths at which a configuration file may be.
-func configFiles(args []string) []string {
-	files := []string{config.DefaultFile, os.Getenv("AGENT_CONFIG")}
-	for i, arg := range args {
-		if path, ok := strings.CutPrefix(arg, "--config="); ok {
-			files = append(files, path)
-		}
-		if arg == "--config" && i+1 < len(args) {
-			files = append(files, args[i+1])
-		}
-	}
-	return files
-}
-
 // prefetchLater starts the process that fetches what follows a segment, beside
 // this one. That it cannot is no failure of wal-fetch.
 func (a *app) prefetchLater(cmd *cobra.Command, cfg *config.Config, cluster repo.ClusterID, segment, dest string) {
-	if _, found := recoveryCall(os.Args[1:]); found != dest || !recovering(filepath.Dir(filepath.Dir(dest))) {
+	call, ok := early.Find(os.Args[1:])
+	if !ok || call.Command != early.Fetch || call.Path != dest || !recovering(filepath.Dir(filepath.Dir(dest))) {
 		return // it would never be asked
 	}
-	name, err := prefetchName(os.Args[1:], segment, dest)
+	name, err := call.Name(os.Getenv)
 	dir := filepath.Dir(dest)
 	if err == nil {
 		dir, err = filepath.Abs(dir)
 	}
 	if err == nil {
-		err = a.startBeside(cmd, cfg, "wal-prefetch", "wal-prefetch", "--system-identifier", cluster.String(), string(name), dir, segment)
+		err = a.startBeside(cmd, cfg, "wal-prefetch", "wal-prefetch", "--system-identifier", cluster.String(), name, dir, segment)
 	}
 	if err != nil {
 		a.log.Warn("cannot start the process that fetches WAL ahead", "error", err.Error())
@@ -167,7 +74,7 @@ func (a *app) walPrefetch() *cobra.Command {
 func (a *app) prefetch(cmd *cobra.Command, cluster repo.ClusterID, name beside.Name, dir, segment string) (err error) {
 	// The name first: whoever asks from now on waits for the answer instead of
 	// starting another one.
-	l, err := beside.Listen(cmd.Context(), name)
+	l, err := beside.Listen(cmd.Context(), name, os.Environ())
 	if errors.Is(err, beside.ErrTaken) {
 		return nil
 	}

@@ -3,13 +3,16 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
+	"log/slog"
+	"os"
 	"path/filepath"
 	"runtime/debug"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"agent/cmd/agent/early"
+	"agent/internal/backlog"
 	"agent/internal/beside"
 	"agent/internal/config"
 	"agent/internal/repo"
@@ -29,14 +32,16 @@ type pushWorker struct {
 
 func (a *app) pushWorker(cmd *cobra.Command, cfg *config.Config, path string) *pushWorker {
 	w := &pushWorker{app: a, cmd: cmd, cfg: cfg}
-	settings, err := a.sameSettings(cmd)
+	call, ok := early.Find(os.Args[1:])
+	if !ok || call.Command != early.Push || call.Path != path {
+		w.err = errors.New("the arguments name two WAL files")
+		return w
+	}
+	name, err := call.Name(os.Getenv)
 	if err == nil {
 		w.dir, err = filepath.Abs(filepath.Dir(path))
 	}
-	if err == nil {
-		w.name = beside.NewName("wal-push", append([]string{version, cfg.StateDir, w.dir, fmt.Sprint(cfg.Repositories)}, settings...)...)
-	}
-	w.err = err
+	w.name, w.err = beside.Name(name), err
 	return w
 }
 
@@ -93,8 +98,26 @@ func (a *app) walPushWorker() *cobra.Command {
 	}
 }
 
+// answerCalls is what the worker does for a call whose file is archived: the same
+// as wal-push. It leaves to the call itself whatever wal-push would tell the
+// server's log.
+func (a *app) answerCalls(cfg *config.Config) func(ctx context.Context, path string) bool {
+	if a.log.Enabled(context.Background(), slog.LevelDebug) || len(cfg.Warnings()) > 0 {
+		return nil
+	}
+	return func(ctx context.Context, path string) bool {
+		if (backlog.Watch{StateDir: cfg.StateDir, Log: a.log, Now: time.Now}).Due(path) {
+			return false
+		}
+		call := &app{stdout: a.stdout, stderr: a.stderr, log: a.log}
+		p := &wal.Pusher{Log: call.log, Now: time.Now, StateDir: cfg.StateDir}
+		done, err := call.archivedBefore(ctx, cfg, p, p.Done, path)
+		return done && err == nil // else the call tells
+	}
+}
+
 func (a *app) workOff(cmd *cobra.Command, name beside.Name, dir, after string) (err error) {
-	l, err := beside.Listen(cmd.Context(), name)
+	l, err := beside.Listen(cmd.Context(), name, os.Environ())
 	if errors.Is(err, beside.ErrTaken) {
 		return nil
 	}
@@ -113,7 +136,7 @@ func (a *app) workOff(cmd *cobra.Command, name beside.Name, dir, after string) (
 	}
 	defer func() { err = errors.Join(err, r.Close()) }()
 	p := &wal.Pusher{Repo: r, Log: a.log, Now: time.Now, StateDir: cfg.StateDir}
-	worker := &wal.Worker{Pusher: p, Dir: dir}
+	worker := &wal.Worker{Pusher: p, Dir: dir, Answer: a.answerCalls(cfg)}
 	if err := worker.Run(ctx, l, after); err != nil {
 		return err
 	}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"agent/cmd/agent/early"
 	"agent/internal/backlog"
 	"agent/internal/config"
 	"agent/internal/errs"
@@ -50,11 +51,7 @@ directory.`,
 			defer cancel()
 			p := &wal.Pusher{Log: a.log, Now: time.Now, StateDir: cfg.StateDir, Cluster: repo.ClusterID(cluster), Alone: alone}
 			archiver := a.archiver(cfg, p)
-			if p.Repo, err = a.open(ctx, cfg, opening{local: true}); err != nil {
-				return err
-			}
-			done, err := archiver.Done(ctx, args[0])
-			if err = errors.Join(err, p.Repo.Close()); done || err != nil {
+			if done, err := a.archivedBefore(ctx, cfg, p, archiver.Done, args[0]); done || err != nil {
 				return err
 			}
 			if p.Repo, err = a.open(ctx, cfg, opening{hurry: true, write: true, patience: longPatience}); err != nil {
@@ -77,6 +74,18 @@ directory.`,
 	clusterFlag(cmd, &cluster)
 	cmd.Flags().BoolVar(&alone, "no-batch", false, "archive this file alone, not what is ready behind it")
 	return cmd
+}
+
+// archivedBefore asks whether a file was archived by an earlier call, for which
+// no store is opened but those on this host.
+func (a *app) archivedBefore(ctx context.Context, cfg *config.Config, p *wal.Pusher,
+	ask func(ctx context.Context, path string) (bool, error), path string,
+) (done bool, err error) {
+	if p.Repo, err = a.open(ctx, cfg, opening{local: true}); err != nil {
+		return false, err
+	}
+	done, err = ask(ctx, path)
+	return done, errors.Join(err, p.Repo.Close())
 }
 
 // archiver is what archives files: with max_backlog, one that cannot be archived
@@ -114,7 +123,7 @@ func pushDeadline(ctx context.Context, limit time.Duration, path string) (contex
 			limit += time.Duration(info.Size()) * time.Second / pushRate
 		}
 	}
-	return context.WithTimeoutCause(ctx, limit, errs.New(errs.Storage,
+	return context.WithTimeoutCause(ctx, limit-early.Waited(), errs.New(errs.Storage,
 		"The repository is too slow or cannot be reached; PostgreSQL tries again. The limit is the setting timeout (AGENT_TIMEOUT).",
 		"gave up after %s", limit.Round(time.Second)))
 }
@@ -163,7 +172,7 @@ else who names the segment himself there is none.`,
 		},
 	}
 	clusterFlag(cmd, &cluster)
-	cmd.Flags().BoolVar(&noPrefetch, noPrefetchFlag, false, "fetch this file alone, and start no process that fetches those behind it")
-	cmd.Flags().StringVar(&endBefore, endBeforeFlag, "", "answer that this segment and those behind it do not exist, for one that is lost for good")
+	cmd.Flags().BoolVar(&noPrefetch, early.NoPrefetch, false, "fetch this file alone, and start no process that fetches those behind it")
+	cmd.Flags().StringVar(&endBefore, early.EndBefore, "", "answer that this segment and those behind it do not exist, for one that is lost for good")
 	return cmd
 }

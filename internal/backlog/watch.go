@@ -30,9 +30,10 @@ type Watch struct {
 // archived.
 func (w Watch) Tell(ctx context.Context, walFile string) {
 	pgWAL := filepath.Dir(walFile)
-	if !w.due(pgWAL) {
+	if !w.Due(walFile) {
 		return
 	}
+	w.remember(pgWAL)
 	b, err := Look(pgWAL, w.Now())
 	if errors.Is(err, fs.ErrNotExist) {
 		return // not a server's pg_wal
@@ -68,19 +69,28 @@ func absolute(pgWAL string) string {
 	return pgWAL
 }
 
-// due reports whether it is time for a look, and remembers it.
-func (w Watch) due(pgWAL string) bool {
+// lastLook is the file whose time is that of the last look.
+func (w Watch) lastLook(pgWAL string) string {
 	// Each server has its own: a busy one must not look for one that stalls.
 	where := sha256.Sum256([]byte(absolute(pgWAL)))
-	path := filepath.Join(w.StateDir, "backlog", hex.EncodeToString(where[:8])+".looked")
-	info, err := os.Stat(path)
+	return filepath.Join(w.StateDir, "backlog", hex.EncodeToString(where[:8])+".looked")
+}
+
+// Due reports whether Tell would look now.
+func (w Watch) Due(walFile string) bool {
+	pgWAL := filepath.Dir(walFile)
+	info, err := os.Stat(w.lastLook(pgWAL))
 	if now := w.Now(); err == nil && now.Sub(info.ModTime()) < lookEvery && !info.ModTime().After(now) {
 		return false
 	}
-	if _, err := os.Stat(filepath.Join(pgWAL, "archive_status")); err != nil {
-		return false
-	}
-	err = os.MkdirAll(filepath.Dir(path), 0o700)
+	_, err = os.Stat(filepath.Join(pgWAL, "archive_status"))
+	return err == nil
+}
+
+// remember makes this the last look.
+func (w Watch) remember(pgWAL string) {
+	path := w.lastLook(pgWAL)
+	err := os.MkdirAll(filepath.Dir(path), 0o700)
 	if err == nil {
 		err = os.WriteFile(path, nil, 0o600)
 	}
@@ -91,5 +101,4 @@ func (w Watch) due(pgWAL string) bool {
 	if err != nil {
 		w.Log.Debug("remember the look at the backlog", "error", err.Error())
 	}
-	return true
 }

@@ -10,26 +10,19 @@ package beside
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"net"
 	"os"
+	"slices"
+	"strings"
 	"syscall"
 )
 
-// Name is that of a process of a kind which works for just these settings.
+// Name is that of a process which works for the calls that look for it: it is
+// made of what they have in common, but for the environment, which may hold
+// secrets.
 type Name string
-
-// NewName makes a name that only the same kind and the same parts have.
-func NewName(kind string, parts ...string) Name {
-	h := sha256.New()
-	for _, p := range parts {
-		fmt.Fprintf(h, "%d:%s", len(p), p)
-	}
-	return Name("agent-" + kind + "-" + hex.EncodeToString(h.Sum(nil)[:16]))
-}
 
 func (n Name) address() string { return "@" + string(n) }
 
@@ -41,9 +34,10 @@ var (
 )
 
 // Listen takes the name, until the listener is closed or the process ends.
-// Connections of other users are refused. The error is ErrTaken if another
-// process has it.
-func Listen(ctx context.Context, name Name) (net.Listener, error) {
+// Connections of other users are refused, and those of processes which began with another
+// environment than environ; nil stands for any. The error is ErrTaken if another process
+// has the name.
+func Listen(ctx context.Context, name Name, environ []string) (net.Listener, error) {
 	var lc net.ListenConfig
 	l, err := lc.Listen(ctx, "unix", name.address())
 	if errors.Is(err, syscall.EADDRINUSE) {
@@ -52,24 +46,48 @@ func Listen(ctx context.Context, name Name) (net.Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listen: %w", err)
 	}
-	return listener{l}, nil
+	return listener{l, environ}, nil
 }
 
-type listener struct{ net.Listener }
+type listener struct {
+	net.Listener
+	environ []string
+}
 
-// Accept waits for the next connection of the same user.
+// Accept waits for the next connection of the same user and environment.
 func (l listener) Accept() (net.Conn, error) {
 	for {
 		conn, err := l.Listener.Accept()
 		if err != nil {
 			return nil, err
 		}
-		if sameUser(conn) == nil {
+		if peer, err := sameUser(conn); err == nil && l.sameEnvironment(peer) {
 			return conn, nil
 		}
 		// What becomes of a stranger's connection does not matter.
 		_ = conn.Close()
 	}
+}
+
+// sameEnvironment reports whether a process began with the environment of those
+// that are answered, by /proc/PID/environ (proc(5)).
+func (l listener) sameEnvironment(pid int32) bool {
+	if l.environ == nil {
+		return true
+	}
+	body, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
+	theirs := strings.Split(strings.TrimSuffix(string(body), "\x00"), "\x00")
+	return err == nil && slices.Equal(lasting(theirs), lasting(l.environ))
+}
+
+// lasting is an environment in order, without what shells set anew for each call.
+func lasting(environ []string) []string {
+	kept := slices.DeleteFunc(slices.Clone(environ), func(variable string) bool {
+		name, _, _ := strings.Cut(variable, "=")
+		return slices.Contains([]string{"", "_", "SHLVL", "PWD", "OLDPWD"}, name)
+	})
+	slices.Sort(kept)
+	return slices.Compact(kept)
 }
 
 // Dial connects to the process that has the name. The error is ErrNone if there
@@ -83,31 +101,32 @@ func Dial(ctx context.Context, name Name) (net.Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connect: %w", err)
 	}
-	if err := sameUser(conn); err != nil {
+	if _, err := sameUser(conn); err != nil {
 		return nil, errors.Join(ErrNone, err, conn.Close())
 	}
 	return conn, nil
 }
 
-// sameUser fails unless the other end runs as this user, by SO_PEERCRED.
-func sameUser(conn net.Conn) error {
+// sameUser is the process at the other end, by SO_PEERCRED. It fails unless that
+// runs as this user.
+func sameUser(conn net.Conn) (pid int32, err error) {
 	c, ok := conn.(syscall.Conn)
 	if !ok {
-		return fmt.Errorf("ask for the user of a connection: %T has none", conn)
+		return 0, fmt.Errorf("ask for the user of a connection: %T has none", conn)
 	}
 	raw, err := c.SyscallConn()
 	if err != nil {
-		return fmt.Errorf("ask for the user of a connection: %w", err)
+		return 0, fmt.Errorf("ask for the user of a connection: %w", err)
 	}
 	var peer *syscall.Ucred
 	cerr := raw.Control(func(fd uintptr) {
 		peer, err = syscall.GetsockoptUcred(int(fd), syscall.SOL_SOCKET, syscall.SO_PEERCRED)
 	})
 	if err = errors.Join(cerr, err); err != nil {
-		return fmt.Errorf("ask for the user of a connection: %w", err)
+		return 0, fmt.Errorf("ask for the user of a connection: %w", err)
 	}
 	if int(peer.Uid) != os.Geteuid() {
-		return fmt.Errorf("the other end runs as user %d", peer.Uid)
+		return 0, fmt.Errorf("the other end runs as user %d", peer.Uid)
 	}
-	return nil
+	return peer.Pid, nil
 }

@@ -6,7 +6,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -14,29 +16,17 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-func TestName(t *testing.T) {
-	a := NewName("x", "ab", "c")
-	for _, other := range []Name{NewName("y", "ab", "c"), NewName("x", "a", "bc"), NewName("x", "ab"), NewName("x", "ab", "c", "")} {
-		if a == other {
-			t.Errorf("%s is the name of two", a)
-		}
-	}
-	if b := NewName("x", "ab", "c"); a != b {
-		t.Errorf("the same parts give %s and %s", a, b)
-	}
-}
-
 func TestAsk(t *testing.T) {
-	name := NewName("test", t.Name(), strconv.Itoa(os.Getpid()))
+	name := Name("agent-test-" + t.Name() + strconv.Itoa(os.Getpid()))
 	var answer int
 	if err := Ask(t.Context(), name, 1, &answer); !errors.Is(err, ErrNone) {
 		t.Fatalf("asked nobody: %v", err)
 	}
-	l, err := Listen(t.Context(), name)
+	l, err := Listen(t.Context(), name, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Listen(t.Context(), name); !errors.Is(err, ErrTaken) {
+	if _, err := Listen(t.Context(), name, nil); !errors.Is(err, ErrTaken) {
 		t.Errorf("the name was given twice: %v", err)
 	}
 	done := make(chan struct{})
@@ -65,16 +55,62 @@ func TestAsk(t *testing.T) {
 	if err := Ask(t.Context(), name, 1, &answer); !errors.Is(err, ErrNone) {
 		t.Errorf("asked one that has ended: %v", err)
 	}
-	again, err := Listen(t.Context(), name)
+	again, err := Listen(t.Context(), name, nil)
 	if err != nil {
 		t.Fatalf("the name is not free again: %v", err)
 	}
 	again.Close()
 }
 
+// TestEnvironment answers only processes that began with the same environment.
+func TestEnvironment(t *testing.T) {
+	body, err := os.ReadFile("/proc/self/environ")
+	if err != nil {
+		t.Fatal(err)
+	}
+	own := strings.Split(strings.TrimSuffix(string(body), "\x00"), "\x00")
+	slices.Reverse(own)
+	for i, c := range []struct {
+		environ []string
+		same    bool
+	}{
+		{own, true},
+		{append(slices.Clone(own), "PWD=/elsewhere", "_=x", "SHLVL=7"), true},
+		{append(slices.Clone(own), "X=y"), false},
+		{lasting(own)[1:], false},
+	} {
+		name := Name("agent-test-" + t.Name() + strconv.Itoa(os.Getpid()) + strconv.Itoa(i))
+		l, err := Listen(t.Context(), name, c.environ)
+		if err != nil {
+			t.Fatal(err)
+		}
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			for {
+				conn, err := l.Accept()
+				if err != nil {
+					return
+				}
+				var n int
+				if Receive(conn, &n) == nil {
+					Send(conn, n)
+				}
+				conn.Close()
+			}
+		}()
+		var answer int
+		if err := Ask(t.Context(), name, 1, &answer); (err == nil) != c.same {
+			t.Errorf("%d: %v", i, err)
+		}
+		l.Close()
+		<-done
+	}
+}
+
 func TestAskIsGivenUp(t *testing.T) {
-	name := NewName("test", t.Name(), strconv.Itoa(os.Getpid()))
-	l, err := Listen(t.Context(), name)
+	name := Name("agent-test-" + t.Name() + strconv.Itoa(os.Getpid()))
+	l, err := Listen(t.Context(), name, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,7 +12,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"path/filepath"
 	"sync"
 	"time"
 
@@ -368,14 +367,4 @@ func (w *worker) drain(ctx context.Context) {
 	for w.loading > 0 {
 		w.loaded(ctx, <-w.loads)
 	}
-}
-
-// NameFor is that of the process which prefetches into a directory with these
-// settings: another directory at the same path is another one.
-func NameFor(dest string, settings ...string) (beside.Name, error) {
-	id, err := directoryID(filepath.Dir(dest))
-	if err != nil {
-		return "", err
-	}
-	return beside.NewName("wal-prefetch", append([]string{id}, settings...)...), nil
 }

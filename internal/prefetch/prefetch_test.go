@@ -146,8 +146,8 @@ type running struct {
 
 func (s *site) start(first string) *running {
 	s.t.Helper()
-	name := beside.NewName("test", s.t.Name(), strconv.Itoa(os.Getpid()), s.pgwal)
-	l, err := beside.Listen(s.t.Context(), name)
+	name := beside.Name("agent-test-" + strconv.Itoa(os.Getpid()) + s.pgwal)
+	l, err := beside.Listen(s.t.Context(), name, nil)
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -382,32 +382,5 @@ func TestNamedFiles(t *testing.T) {
 		if left, _ := os.ReadDir(dir); len(left) != 1 {
 			t.Errorf("unnamed %v: left %v", unnamed, left)
 		}
-	}
-}
-
-func TestNameFor(t *testing.T) {
-	dir := t.TempDir()
-	name := func(settings ...string) beside.Name {
-		n, err := NameFor(filepath.Join(dir, wal.RecoveryFile), settings...)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return n
-	}
-	first := name("a")
-	if first != name("a") || first == name("b") {
-		t.Error("the name does not go by the settings")
-	}
-	if err := os.Rename(dir, dir+".old"); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	if first == name("a") {
-		t.Error("another directory at the same path has the same name")
-	}
-	if _, err := NameFor(filepath.Join(dir, "missing", "x")); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("no directory: %v", err)
 	}
 }

@@ -16,11 +16,21 @@ import (
 // FileQuestion is what wal-push asks the worker.
 type FileQuestion struct {
 	File string `json:"file"`
+	// Take leaves all to the worker that the call for a file which is archived has
+	// to do.
+	Take bool `json:"take,omitempty"`
 }
 
-// FileAnswer says that the worker has ended with the file, or has not taken it:
-// which, its record tells.
-type FileAnswer struct{}
+// FileAnswer says that the worker has ended with the file, or has not taken it.
+type FileAnswer struct {
+	// Done is that the file is archived, its record taken, and nothing left for the call but to
+	// end; never true unless the question is to take it. Otherwise the record tells.
+	Done bool `json:"done"`
+}
+
+// takePatience is how long a call that leaves all to the worker waits for its
+// file: if the worker hangs, the call must have the time to archive it itself.
+const takePatience = 4 * time.Second
 
 // Worker archives the files that are ready, one after the other, beside the
 // calls of archive_command, which find its records: a backlog that is longer
@@ -30,6 +40,9 @@ type FileAnswer struct{}
 type Worker struct {
 	*Pusher
 	Dir string // pg_wal
+	// Answer does what the call for a file does that is archived already, and
+	// reports whether that was all. Nil: calls do so themselves.
+	Answer func(ctx context.Context, path string) bool
 
 	mu    sync.Mutex
 	taken map[string]chan struct{} // closed when it has ended with the file
@@ -143,8 +156,7 @@ func (w *Worker) listen(ctx context.Context, l net.Listener) {
 			var q FileQuestion
 			err := beside.Receive(conn, &q)
 			if err == nil {
-				w.await(ctx, q.File)
-				err = beside.Send(conn, FileAnswer{})
+				err = beside.Send(conn, w.answer(ctx, q))
 			}
 			if err != nil {
 				w.Log.Debug("answer", "error", err.Error())
@@ -152,6 +164,22 @@ func (w *Worker) listen(ctx context.Context, l net.Listener) {
 			_ = conn.Close()
 		})
 	}
+}
+
+// answer waits until the worker has ended with a file, and takes it for the call
+// if that is asked.
+func (w *Worker) answer(ctx context.Context, q FileQuestion) FileAnswer {
+	if !q.Take {
+		w.await(ctx, q.File)
+		return FileAnswer{}
+	}
+	if w.Answer == nil || filepath.Base(q.File) != q.File {
+		return FileAnswer{}
+	}
+	ctx, cancel := context.WithTimeout(ctx, takePatience)
+	defer cancel()
+	w.await(ctx, q.File)
+	return FileAnswer{Done: ctx.Err() == nil && w.Answer(ctx, filepath.Join(w.Dir, q.File))}
 }
 
 // await waits until the worker has ended with a file that it has taken.

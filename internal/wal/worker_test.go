@@ -56,8 +56,8 @@ func newWork(t *testing.T, n int) *atWork {
 
 func (w *atWork) start() {
 	w.t.Helper()
-	w.name = beside.NewName("test", w.t.Name(), strconv.Itoa(os.Getpid()))
-	l, err := beside.Listen(w.t.Context(), w.name)
+	w.name = beside.Name("agent-test-" + w.t.Name() + strconv.Itoa(os.Getpid()))
+	l, err := beside.Listen(w.t.Context(), w.name, nil)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -81,7 +81,7 @@ func (w *atWork) call(name string) error {
 		return err
 	}
 	p.Worker = func(ctx context.Context, name string) bool {
-		return beside.Ask(ctx, w.name, FileQuestion{name}, &FileAnswer{}) == nil
+		return beside.Ask(ctx, w.name, FileQuestion{File: name}, &FileAnswer{}) == nil
 	}
 	return p.Push(w.t.Context(), path)
 }

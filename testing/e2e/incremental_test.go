@@ -97,6 +97,5 @@ type incremental struct {
 func (s *site) pushed(t testing.TB, args ...string) incremental {
 	t.Helper()
 	r := must(t, s.agent(t, append([]string{"backup-push", "--json"}, args...)...))
-	t.Log(r.Stderr)
 	return parse[incremental](t, r.Stdout)
 }

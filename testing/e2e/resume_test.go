@@ -17,7 +17,7 @@ import (
 func TestResume(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, plan{Options: harness.Options{Major: 15, Conf: map[string]string{"autovacuum": "off", "max_wal_size": "8GB"}}, sealed: true})
-	s.Run(t, "pgbench", "-i", "-q", "-s", "50")
+	s.Run(t, "pgbench", "-i", "-q", "-s", "40")
 	total := s.QueryInt(t, "SELECT sum(pg_database_size(oid))::bigint FROM pg_database")
 
 	full := s.interrupted(t, total*9/10, "--full")
@@ -44,9 +44,10 @@ func TestResume(t *testing.T) {
 		checksums(t, c)
 	}
 
-	// All accounts change, so that the incremental is as large as a full.
-	s.Exec(t, "UPDATE pgbench_accounts SET abalance = abalance + 1", "CHECKPOINT")
-	changed := s.QueryInt(t, "SELECT pg_relation_size('pgbench_accounts')")
+	// All accounts change, so that the incremental is as large as a full. Who
+	// reads them first changes their pages once more.
+	s.Exec(t, "UPDATE pgbench_accounts SET abalance = abalance + 1", "SELECT count(*) FROM pgbench_accounts", "CHECKPOINT")
+	changed := s.QueryInt(t, "SELECT pg_total_relation_size('pgbench_accounts')")
 	incremental := s.interrupted(t, changed*9/10)
 	s.Exec(t, "UPDATE pgbench_accounts SET abalance = 8 WHERE aid % 5000 = 2")
 	next := s.pushed(t)
@@ -70,7 +71,7 @@ func TestResume(t *testing.T) {
 func (s *site) interrupted(t *testing.T, bytes int64, args ...string) string {
 	t.Helper()
 	before := s.running(t)
-	p := harness.StartAgent(t, append(s.env(), "AGENT_READ_RATE=150MB", "AGENT_LOG_LEVEL=debug"), append([]string{"backup-push"}, args...)...)
+	p := harness.StartAgent(t, append(s.env(), "AGENT_READ_RATE=150MB"), append([]string{"backup-push"}, args...)...)
 	await(t, "the backup to read", func() bool {
 		if ended(p) {
 			t.Fatalf("the backup ended: %s", p.Stderr())
@@ -78,8 +79,7 @@ func (s *site) interrupted(t *testing.T, bytes int64, args ...string) string {
 		return s.bytesRead(t) >= bytes
 	})
 	p.Signal(syscall.SIGKILL)
-	t.Log(p.Wait().Stderr)
-	harness.Command(t.Context(), t, s.base, nil, "/bin/sh", "-c", "find "+s.state+"/chain -type f | xargs ls -la > /tmp/chain.out").Run()
+	p.Wait()
 	for name := range s.running(t) {
 		if !before[name] {
 			return name
