@@ -45,6 +45,11 @@ func (a *app) startSync(cmd *cobra.Command, cfg *config.Config) error {
 	return a.startBeside(cmd, cfg, "repo-sync", "repo", "sync", "--pending", "--"+backgroundFlag)
 }
 
+// inherits reports whether a server of that process id would be the parent of a
+// process that outlives the call: as the first process of a container it would
+// take its death for that of one of its own (postmaster.c, CleanupBackend).
+func inherits(postmaster int) bool { return postmaster == 1 }
+
 // startBeside starts a command of this program beside this process, with the
 // same settings. What it says goes to log/NAME.log of the state directory.
 func (a *app) startBeside(cmd *cobra.Command, cfg *config.Config, name string, args ...string) error {

@@ -40,6 +40,11 @@ for certain (the log says why), after full_every or max_incrementals, and with
 Page checksums are checked while reading. A backup with damaged pages is made
 and marked, and the command ends with status 13.
 
+On a standby the backup costs the primary nothing but its WAL. The primary, or the
+standby with archive_mode = always, archives it; to complete the last segment
+pg_switch_wal is run on the primary, which the standby's primary_conninfo leads
+to, or the setting of that name (--primary).
+
 The backup exists when its WAL has been archived and backup.json is written,
 last of all. Ctrl-C or kill -9 leave the server out of backup mode, and no
 backup.`,
@@ -118,7 +123,7 @@ func (a *app) backupOptions(cfg *config.Config) (backup.Options, error) {
 		label = "agent backup-push"
 	}
 	return backup.Options{
-		ConnInfo: cfg.Connection, DataDir: cfg.DataDirectory, Label: label,
+		ConnInfo: cfg.Connection, PrimaryConnInfo: cfg.PrimaryConnInfo, DataDir: cfg.DataDirectory, Label: label,
 		Spread: cfg.Checkpoint == config.CheckpointSpread, Concurrency: cfg.Concurrency, Codec: codec,
 		ReadRate: cfg.ReadRate, WALTimeout: cfg.WALTimeout, StateDir: cfg.StateDir,
 		RepositoryDirs: localDirs(cfg), Host: self, Log: a.log, Now: time.Now, Version: version,

@@ -94,7 +94,7 @@ func (a *app) checked(cmd *cobra.Command, noSwitch bool) check.Report {
 	ctx := cmd.Context()
 	o := check.Options{
 		ConfigFile: cfg.FilePath, Warnings: cfg.Warnings(), Keys: a.checkedKeys(ctx, cfg),
-		StateDir: cfg.StateDir, StateErr: err, DataDirectory: cfg.DataDirectory, ConnInfo: cfg.Connection,
+		StateDir: cfg.StateDir, StateErr: err, DataDirectory: cfg.DataDirectory, ConnInfo: cfg.Connection, PrimaryConnInfo: cfg.PrimaryConnInfo,
 		Places: a.checkedPlaces(ctx, cfg), NoSwitch: noSwitch, WALTimeout: arrivalDefault,
 		Advise: storeAdvice, Log: a.log, Now: time.Now, Version: version,
 	}

@@ -30,8 +30,11 @@ func (a *app) prefetchLater(cmd *cobra.Command, cfg *config.Config, cluster repo
 	if !ok || call.Command != early.Fetch || call.Path != dest || !recovering(filepath.Dir(filepath.Dir(dest))) {
 		return // it would never be asked
 	}
-	name, err := call.Name(os.Getenv)
 	dir := filepath.Dir(dest)
+	if pid, err := beside.Postmaster(filepath.Dir(dir)); err == nil && inherits(pid) {
+		return
+	}
+	name, err := call.Name(os.Getenv)
 	if err == nil {
 		dir, err = filepath.Abs(dir)
 	}

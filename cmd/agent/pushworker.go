@@ -69,10 +69,7 @@ func (w *pushWorker) ask(ctx context.Context, file string) bool {
 // archives what it may.
 func (w *pushWorker) start(after string) {
 	pid, err := beside.Postmaster(filepath.Dir(w.dir))
-	if err != nil || pid == 1 {
-		// As the first process of a container the server would inherit the worker,
-		// and take its death for that of one of its own (postmaster.c,
-		// CleanupBackend).
+	if err != nil || inherits(pid) {
 		return
 	}
 	if err = w.err; err == nil {

@@ -261,7 +261,7 @@ func (a *app) fetchSummary(res *restore.Result, dest string, target restore.Targ
 	fmt.Fprintf(out, "  requests: %s\n", a.requests())
 	fmt.Fprintf(out, "  it will recover to %s, along timeline %d\n", target, res.Timeline)
 	if res.ArchivingOff {
-		fmt.Fprintf(out, "  archive_mode=off was set, since this is not the recorded server in its place (--take-over leaves it on)\n")
+		fmt.Fprintf(out, "  archive_mode=off was set, since this is not the recorded primary in its place (--take-over leaves it on)\n")
 	}
 	fmt.Fprintf(out, "next:\n")
 	if res.ConfigGone {

@@ -21,8 +21,8 @@ import (
 )
 
 // stop reads pg_control, the last file, ends backup mode and adds the files
-// that a restore places last. Role and timeline must be what they were: a
-// backup across a promotion is of no server.
+// that a restore places last. On a standby pg_control says where the pages that
+// were read before it are consistent (its minRecoveryPoint).
 func (b *run) stop(ctx context.Context, start postgres.LSN, data *repo.Writer, manifest *repo.ManifestWriter) error {
 	_, raw, err := postgres.ReadControl(ctx, b.dataDir)
 	if err != nil {
@@ -30,7 +30,7 @@ func (b *run) stop(ctx context.Context, start postgres.LSN, data *repo.Writer, m
 	}
 	stopped, err := b.server.StopBackup(ctx)
 	if err != nil {
-		return err
+		return b.stopFailed(ctx, err)
 	}
 	label, err := postgres.ParseBackupLabel(stopped.Label)
 	if err != nil {
@@ -43,9 +43,8 @@ func (b *run) stop(ctx context.Context, start postgres.LSN, data *repo.Writer, m
 	if err != nil {
 		return err
 	}
-	if after.InRecovery != b.info.InRecovery || after.Timeline != b.info.Timeline || label.StartTimeline != b.info.Timeline {
-		return errs.New(errs.Server, "Run the backup again.",
-			"the server changed its role or timeline during the backup (timeline %d, then %d)", b.info.Timeline, after.Timeline)
+	if err := b.unchanged(after, label); err != nil {
+		return err
 	}
 	if b.backup.NextXID, err = b.server.NextXID(ctx); err != nil {
 		return err
@@ -174,12 +173,15 @@ func (b *run) publish(ctx context.Context, set *repo.PackSet, manifest *repo.Man
 
 // lent are the packs that earlier backups can lend.
 func (b *run) lent() map[repo.PackID]repo.Pack {
-	all := make(map[repo.PackID]repo.Pack)
+	if b.resumed == nil {
+		if b.base == nil {
+			return nil
+		}
+		return b.base.packs // it is large, where the database is
+	}
+	all := maps.Clone(b.resumed.Packs)
 	if b.base != nil {
 		maps.Copy(all, b.base.packs)
-	}
-	if b.resumed != nil {
-		maps.Copy(all, b.resumed.Packs)
 	}
 	return all
 }
@@ -217,16 +219,16 @@ func (b *run) pause(ctx context.Context, limit time.Duration, last string) error
 	defer timer.Stop()
 	tick := time.NewTicker(walPollServer)
 	defer tick.Stop()
-	before, err := b.server.ArchiverStats(ctx)
-	asking := err == nil && before.LastArchivedWAL < last
+	before, known := b.archiverStats(ctx)
+	asking := known && before.LastArchivedWAL < last
 	for {
 		select {
 		case <-tick.C:
 			if !asking {
 				continue
 			}
-			now, err := b.server.ArchiverStats(ctx)
-			if asking = err == nil; asking && now.LastArchivedWAL >= last {
+			var now postgres.ArchiverStats
+			if now, asking = b.archiverStats(ctx); asking && now.LastArchivedWAL >= last {
 				return nil
 			}
 		case <-timer.C:
@@ -243,7 +245,8 @@ func (b *run) pause(ctx context.Context, limit time.Duration, last string) error
 func (b *run) awaitWAL(ctx context.Context) error {
 	d := b.backup
 	first, last := b.walRange()
-	began, noticed := b.Now(), b.Now()
+	began, noticed := b.Now(), time.Time{}
+	defer func() { b.leavePrimary(ctx) }()
 	for wait := walPollFirst; ; wait = min(wait*2, walPollMost) {
 		missing, err := b.repo.MissingWAL(ctx, d.Cluster, first, last, d.SegmentSize)
 		if err != nil {
@@ -257,8 +260,13 @@ func (b *run) awaitWAL(ctx context.Context) error {
 			return b.walMissing(ctx, missing)
 		}
 		if now.Sub(noticed) >= walNotice {
+			if !noticed.IsZero() {
+				b.Log.Info("waiting for WAL to be archived", "wal", missing, "last", last.Name(d.SegmentSize))
+			}
 			noticed = now
-			b.Log.Info("waiting for WAL to be archived", "wal", missing, "last", last.Name(d.SegmentSize))
+			if err := b.completeStop(ctx, last.Name(d.SegmentSize)); err != nil {
+				return err
+			}
 		}
 		if err := b.pause(ctx, wait, last.Name(d.SegmentSize)); err != nil {
 			return err
@@ -267,7 +275,7 @@ func (b *run) awaitWAL(ctx context.Context) error {
 }
 
 // The segment before the start was completed by the switch that a backup begins
-// with: if it has not arrived after a while, archiving does not work, or goes
+// with, or long ago on a standby's primary: if it has not arrived after a while, archiving does not work, or goes
 // elsewhere. Better to say so now than after hours of copying.
 const archivingNotice = time.Minute
 
@@ -278,7 +286,6 @@ func (b *run) watchArchiving(ctx context.Context, start postgres.LSN) (stop func
 	if number == 0 {
 		return func() {}
 	}
-	before := postgres.Segment{Timeline: b.info.Timeline, Number: number - 1}
 	ctx, cancel := context.WithCancel(ctx)
 	var done sync.WaitGroup
 	done.Go(func() {
@@ -289,6 +296,7 @@ func (b *run) watchArchiving(ctx context.Context, start postgres.LSN) (stop func
 		case <-ctx.Done():
 			return
 		}
+		before := b.segment(ctx, number-1)
 		missing, err := b.repo.MissingWAL(ctx, b.backup.Cluster, before, before, b.backup.SegmentSize)
 		if err == nil && missing != "" {
 			b.Log.Warn("WAL from before the backup has not arrived in the repository; if archive_command is not 'agent wal-push %p' with this repository, the backup will fail at its end",
@@ -303,8 +311,11 @@ func (b *run) watchArchiving(ctx context.Context, start postgres.LSN) (stop func
 
 func (b *run) walMissing(ctx context.Context, missing string) error {
 	why := "archive_command has not archived it"
-	if a, err := b.server.ArchiverStats(ctx); err == nil && failing(a) {
+	if a, known := b.archiverStats(ctx); known && failing(a) {
 		why = fmt.Sprintf("archive_command fails for %s, last at %s", a.LastFailedWAL, a.LastFailedTime.Format(time.RFC3339))
+	}
+	if b.info.InRecovery {
+		return b.standbyMissing(errors.New(why), missing)
 	}
 	return errs.Wrap(errors.New(why), errs.Server,
 		"Look at the server's log for what archive_command says; it must be 'agent wal-push %p' with this repository. The files that were uploaded are not a backup; run it again when archiving works.",

@@ -10,12 +10,13 @@ import (
 )
 
 // A backup sets a mark when it has read so much since the last one, in bytes and
-// as a share of what it has read in all, or when so much time has passed. What is
-// behind the last mark is lost when it is interrupted. A mark costs a pack that is
-// not full and one of sections.
+// as a share of what it has read in all, but not at once again; or when so much
+// time has passed. What is behind the last mark is lost when it is interrupted. A
+// mark costs a pack that is not full and one of sections.
 const (
-	markBytes = 64 << 20
+	markBytes = 32 << 20
 	markShare = 20
+	markPause = 250 * time.Millisecond
 	markEvery = 30 * time.Second
 )
 
@@ -51,7 +52,8 @@ func (m *marker) due(ctx context.Context, last string, f *fileState) error {
 	if m.at.IsZero() {
 		m.at = m.now()
 	}
-	if read-m.read < max(markBytes, m.read/markShare) && m.now().Sub(m.at) < markEvery {
+	since := m.now().Sub(m.at)
+	if since < markPause || since < markEvery && read-m.read < max(markBytes, m.read/markShare) {
 		return nil
 	}
 	m.read, m.at = read, m.now()

@@ -9,7 +9,6 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	"agent/internal/delta"
@@ -141,18 +140,12 @@ func newerFirst(history postgres.History, x, y *repo.Backup) int {
 	if on := boolOrder(!history.Contains(x.Timeline)) - boolOrder(!history.Contains(y.Timeline)); on != 0 {
 		return on
 	}
-	switch {
-	case x.StopLSN > y.StopLSN:
-		return -1
-	case x.StopLSN < y.StopLSN:
-		return 1
-	}
-	return strings.Compare(string(y.Name), string(x.Name))
+	return repo.CompareEnds(y, x)
 }
 
 // unfit says why a backup cannot be built on, as far as is known before this one
 // has begun.
-func (b *run) unfit(parent *repo.Backup) string { return delta.Unfit(parent, b.state(0)) }
+func (b *run) unfit(parent *repo.Backup) string { return delta.Unfit(parent, b.state(b.started)) }
 
 // state is what the parent must fit; start is 0 while it is not known.
 func (b *run) state(start postgres.LSN) delta.State {
@@ -245,6 +238,9 @@ func (b *run) baseLayer(ctx context.Context, start postgres.LSN) ([]*layer, erro
 	if b.base == nil {
 		return nil, nil
 	}
+	if err := b.awaitBefore(ctx, start); err != nil {
+		return nil, err
+	}
 	changes, refused, err := b.detect(ctx, b.base.Backup, b.base.manifest, start)
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
@@ -285,6 +281,7 @@ func (b *run) detect(ctx context.Context, since *repo.Backup, manifest *repo.Man
 		Source:   delta.Source{Repo: b.repo, Local: summary.NewLocal(filepath.Join(b.StateDir, "summary")), DataDir: b.dataDir},
 		Geometry: delta.Geometry{BlockSize: int64(b.control.BlockSize), RelSegBlocks: b.control.RelSegBlocks},
 		Server:   b.server,
+		Archives: b.info.ArchiveMode == "always" || b.info.ArchiveMode == "on" && !b.info.InRecovery,
 		Databases: func(ctx context.Context) (delta.Databases, error) {
 			return newDatabases(ctx, manifest, b.dataDir)
 		},

@@ -3,6 +3,7 @@ package backup
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	"agent/internal/delta"
 	"agent/internal/postgres"
@@ -22,6 +23,12 @@ func (b *run) chooseInterrupted(ctx context.Context) error {
 		return nil
 	}
 	reason, err := b.unusable(ctx, left.Backup, left.Packs)
+	if err == nil && reason == "" {
+		// What is damaged here costs the work of that backup, and no more.
+		if err := left.Manifest.Prove(ctx); err != nil {
+			reason = fmt.Sprintf("what is kept of its manifest is damaged: %v", err)
+		}
+	}
 	if err != nil || reason != "" {
 		err = errors.Join(err, left.Manifest.Close())
 	}

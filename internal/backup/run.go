@@ -26,6 +26,7 @@ import (
 // Options are what a backup is made with.
 type Options struct {
 	ConnInfo        string // libpq connection string; empty: PG* variables
+	PrimaryConnInfo string // that of a standby's primary; empty: the standby's own setting
 	DataDir         string // must be the one the server reports; empty: that one
 	Label           string
 	Spread          bool // spread the checkpoint instead of asking for a fast one
@@ -88,6 +89,12 @@ type run struct {
 	incomplete []string
 	reporter   *reporter
 	lsnMu      sync.Mutex
+	started    postgres.LSN // 0: not yet
+
+	// Of a backup from a standby; see completeStop.
+	primary  *postgres.Server // nil where there is no session
+	switched bool             // the primary has left the segment of the stop
+	notAsked error            // why the primary could not be asked
 }
 
 // Run takes a backup, an incremental one where an earlier one fits. When it returns without error the backup is
@@ -115,6 +122,12 @@ func Run(ctx context.Context, r *repo.Repository, o Options) (res *Result, err e
 		return nil, err
 	}
 	b.chain = chain.New(b.StateDir, b.repo, b.cluster(), b.Log)
+	if b.info.InRecovery {
+		// Which backup can be built on depends on where this one starts.
+		if _, err := b.start(ctx); err != nil {
+			return nil, err
+		}
+	}
 	if err := b.chooseBase(ctx); err != nil {
 		return nil, err
 	}
@@ -133,7 +146,7 @@ func Run(ctx context.Context, r *repo.Repository, o Options) (res *Result, err e
 	if err := b.claim(ctx); err != nil {
 		return nil, err
 	}
-	stopRenewing := b.renew(ctx, cancel)
+	stopRenewing := b.lease.Hold(ctx, cancel)
 	defer b.release(ctx)
 	defer stopRenewing()
 	if err := b.copy(ctx); err != nil {
@@ -175,9 +188,6 @@ func (b *run) identify(ctx context.Context) error {
 	if err := errors.Join(postgres.Preflight(info), info.RequirePrivileges()); err != nil {
 		return err
 	}
-	if info.InRecovery {
-		return errs.New(errs.Server, "Run backup-push on the primary.", "the server is a standby, from which this version takes no backups")
-	}
 	if b.dataDir, err = ownDirectory(b.DataDir, info.DataDirectory); err != nil {
 		return err
 	}
@@ -205,7 +215,7 @@ func (b *run) warnings() {
 			b.Log.Warn("configuration file lies outside the data directory and is not in the backup", "path", path)
 		}
 	}
-	if a := b.info.Archiver; failing(a) {
+	if a := b.info.Archiver; !b.info.InRecovery && failing(a) {
 		b.Log.Warn("archiving is failing; the backup will wait for it at its end", "wal", a.LastFailedWAL, "since", a.LastFailedTime)
 	}
 }
@@ -268,7 +278,7 @@ func (b *run) describeRun() error {
 		PostgresVersion: b.info.VersionNum, CatalogVersion: b.control.CatalogVersion, Started: b.Now().UTC().Truncate(time.Millisecond),
 		SegmentSize: b.control.WALSegmentSize, BlockSize: int64(b.control.BlockSize),
 		Checksums: b.control.DataChecksums(), Host: b.Host.Name, Machine: b.Host.Machine, StateID: b.Host.State,
-		Directory: b.dataDir, User: ownerName(b.dataDir), Sealed: b.repo.Sealed(), Agent: b.Version,
+		Directory: b.dataDir, User: ownerName(b.dataDir), Standby: b.info.InRecovery, Sealed: b.repo.Sealed(), Agent: b.Version,
 	}
 	return nil
 }
@@ -295,34 +305,6 @@ func (b *run) claim(ctx context.Context) error {
 		b.release(ctx)
 	}
 	return err
-}
-
-// renew keeps the claim alive until the returned function is called. A claim
-// that cannot be renewed ends the backup: another host may take it for dead.
-func (b *run) renew(ctx context.Context, cancel context.CancelCauseFunc) (stop func()) {
-	quit := make(chan struct{})
-	var done sync.WaitGroup
-	done.Go(func() {
-		tick := time.NewTicker(repo.ClaimRenewal)
-		defer tick.Stop()
-		for {
-			select {
-			case <-tick.C:
-				if err := b.lease.Renew(ctx); err != nil {
-					cancel(fmt.Errorf("renew claim: %w", err))
-					return
-				}
-			case <-ctx.Done():
-				return
-			case <-quit:
-				return
-			}
-		}
-	})
-	return func() {
-		close(quit)
-		done.Wait()
-	}
 }
 
 // release gives the claim back. Credentials that cannot delete leave it to
@@ -355,7 +337,7 @@ func ownerName(dir string) string {
 // copy is the backup proper: start, files, pg_control, stop, WAL, and last of
 // all backup.json.
 func (b *run) copy(ctx context.Context) error {
-	start, err := b.server.StartBackup(ctx, b.Label, !b.Spread)
+	start, err := b.start(ctx)
 	if err != nil {
 		return err
 	}
@@ -399,6 +381,22 @@ func (b *run) copy(ctx context.Context) error {
 		err = errors.Join(err, b.chain.Forget(b.base.Name))
 	}
 	return errors.Join(err, manifest.Close(), kept.Close())
+}
+
+// start begins the backup, once, and returns the LSN from which it needs WAL.
+func (b *run) start(ctx context.Context) (postgres.LSN, error) {
+	if b.started != 0 {
+		return b.started, nil
+	}
+	start, err := b.server.StartBackup(ctx, b.Label, !b.Spread)
+	if err != nil {
+		return 0, err
+	}
+	if err := b.onTimeline(ctx); err != nil {
+		return 0, err
+	}
+	b.started = start
+	return start, nil
 }
 
 func (b *run) newManifest(set *repo.PackSet, kept repo.ManifestCopy) (*repo.ManifestWriter, error) {

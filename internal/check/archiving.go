@@ -25,14 +25,18 @@ const (
 func (s *server) archiving(ctx context.Context, l *list, places []*probe) {
 	stats := s.info.Archiver
 	var found list
-	if segment, ok := s.switched(ctx, &found); ok {
+	if segment, by, ok := s.switched(ctx, &found); ok {
 		began := s.Now()
 		arrived := s.arrivals(ctx, segment, places)
-		if again, err := s.session.ArchiverStats(ctx); err == nil {
-			stats = again
+		theirs, err := by.server.ArchiverStats(ctx)
+		if err != nil {
+			theirs = by.info.Archiver
+		}
+		if by.server == s.server {
+			stats = theirs
 		}
 		for i, p := range places {
-			s.arrival(&found, p, segment, arrived[i], began, stats)
+			s.arrival(&found, p, segment, arrived[i], began, theirs)
 		}
 	} else {
 		for _, p := range places {
@@ -50,10 +54,10 @@ func (s *server) archiving(ctx context.Context, l *list, places []*probe) {
 	}
 }
 
-// switched makes the server end a segment. A restore point comes first, since
-// the server does not end one with nothing in it.
-func (s *server) switched(ctx context.Context, l *list) (postgres.Segment, bool) {
-	var none postgres.Segment
+// switched makes the server, or that of a standby its primary, end a segment. A
+// restore point comes first, since no server ends one with nothing in it. by is
+// the session with the server that did, and archives.
+func (s *server) switched(ctx context.Context, l *list) (ended postgres.Segment, by session, ok bool) {
 	command := s.info.ArchiveCommand
 	reason := ""
 	switch {
@@ -61,9 +65,7 @@ func (s *server) switched(ctx context.Context, l *list) (postgres.Segment, bool)
 		reason = "--no-switch was given"
 	case s.err != nil:
 		reason = "there is no connection to the server"
-	case s.info.InRecovery:
-		reason = "the server is a standby, where WAL cannot be switched"
-	case s.info.Received:
+	case s.info.Received, s.info.InRecovery && len(s.Places) > 0:
 	case s.info.ArchiveMode == "off":
 		reason = "archive_mode is off"
 	case command == "" && s.info.ArchiveLibrary == "":
@@ -73,31 +75,38 @@ func (s *server) switched(ctx context.Context, l *list) (postgres.Segment, bool)
 	}
 	if reason != "" {
 		l.skip(ArchivingSwitch, "", reason)
-		return none, false
+		return ended, by, false
+	}
+	if by, ok = s.writing(ctx, l); !ok {
+		return ended, by, false
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.sys.answer)
 	defer cancel()
-	_, err := s.session.CreateRestorePoint(ctx, "agent check "+s.Now().UTC().Format(time.RFC3339))
+	_, err := by.server.CreateRestorePoint(ctx, "agent check "+s.Now().UTC().Format(time.RFC3339))
 	var end postgres.LSN
 	if err == nil {
-		end, err = s.session.SwitchWAL(ctx)
+		end, err = by.server.SwitchWAL(ctx)
 	}
 	switch {
 	case denied(err):
-		grants := postgres.Grants(s.info.Major, s.info.Role, postgres.PrivilegeRestorePoint, postgres.PrivilegeSwitchWAL)
+		grants := postgres.Grants(by.info.Major, by.info.Role, postgres.PrivilegeRestorePoint, postgres.PrivilegeSwitchWAL)
 		l.add(Check{
-			Name: ArchivingSwitch, Status: Skipped, Text: fmt.Sprintf("role %q may not switch WAL, so that the way of a segment was not tried", s.info.Role),
-			Hint: fmt.Sprintf("As a superuser run in database %q: %s;", s.info.Database, strings.Join(grants, "; ")),
+			Name: ArchivingSwitch, Status: Skipped, Text: fmt.Sprintf("role %q may not switch WAL, so that the way of a segment was not tried", by.info.Role),
+			Hint: fmt.Sprintf("As a superuser run in database %q: %s;", by.info.Database, strings.Join(grants, "; ")),
 		})
-		return none, false
+		return ended, by, false
 	case err != nil:
 		l.fail(ArchivingSwitch, "", err, errs.Server, "")
-		return none, false
+		return ended, by, false
 	}
-	size := s.info.WALSegmentSize
-	segment := postgres.Segment{Timeline: s.info.Timeline, Number: end.LastSegment(size)}
-	l.ok(ArchivingSwitch, "", Facts{Segment: segment.Name(size)}, "the server ended the segment %s", segment.Name(size))
-	return segment, true
+	size := by.info.WALSegmentSize
+	ended = postgres.Segment{Timeline: by.info.Timeline, Number: end.LastSegment(size)}
+	who := "server"
+	if s.info.InRecovery {
+		who = "primary"
+	}
+	l.ok(ArchivingSwitch, "", Facts{Segment: ended.Name(size)}, "the %s ended the segment %s", who, ended.Name(size))
+	return ended, by, true
 }
 
 // denied reports whether the server refused for lack of a privilege (SQLSTATE

@@ -58,8 +58,10 @@ type Options struct {
 	// DataDirectory is the one that is configured; "" if none is.
 	DataDirectory string
 	ConnInfo      string // libpq connection string; "": PG* variables
-	Places        []Place
-	Program       string // path of this agent, for archive_command
+	// PrimaryConnInfo is that of a standby's primary; "": the standby's own setting.
+	PrimaryConnInfo string
+	Places          []Place
+	Program         string // path of this agent, for archive_command
 	// NoSwitch leaves the server's WAL alone.
 	NoSwitch bool
 	// WALTimeout is how long a switched segment may take to every repository.

@@ -17,38 +17,54 @@ import (
 // server checks PostgreSQL.
 type server struct {
 	*run
+	session         // with the server itself
+	primary session // of a standby, while it can be connected to
+}
 
-	session *postgres.Server
-	end     context.CancelFunc // ends the session; nil if there is none
-	info    postgres.Info
-	err     error // why there is no info
+// session is one with a server, and what that says about itself.
+type session struct {
+	server *postgres.Server
+	end    context.CancelFunc // ends the session; nil if there is none
+	info   postgres.Info
+	err    error // why there is no info
 }
 
 // connect asks the server about itself.
 func (s *server) connect(ctx context.Context) {
+	s.session = s.dial(ctx, func(life context.Context) (*postgres.Server, error) {
+		return postgres.Connect(life, s.ConnInfo, "agent check")
+	})
+}
+
+// dial opens a session and asks who is there, within the time that an answer
+// may take.
+func (s *server) dial(ctx context.Context, open func(context.Context) (*postgres.Server, error)) (to session) {
 	// The session lives longer than its beginning, which has a limit.
 	life, end := context.WithCancel(ctx)
+	to.end = end
 	limit := time.AfterFunc(s.sys.answer, end)
-	session, err := postgres.Connect(life, s.ConnInfo, "agent check")
-	if err == nil {
-		s.session = session
-		s.info, err = session.Info(life)
+	if to.server, to.err = open(life); to.err == nil {
+		to.info, to.err = to.server.Info(life)
 	}
-	if !limit.Stop() && err != nil && ctx.Err() == nil {
-		err = errs.New(errs.Server, "Try psql with the same PGHOST and PGPORT, and look at the server's log.", "the server did not answer within %s", s.sys.answer)
+	if !limit.Stop() && to.err != nil && ctx.Err() == nil {
+		to.err = errs.New(errs.Server, "Try psql with the same PGHOST and PGPORT, and look at the server's log.", "the server did not answer within %s", s.sys.answer)
 	}
-	s.end, s.err = end, err
+	return to
 }
 
 func (s *server) disconnect(ctx context.Context) {
-	if s.session != nil {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
-		defer cancel()
-		if err := s.session.Close(ctx); err != nil {
-			s.Log.Debug("end session", "error", err.Error())
+	for _, to := range []session{s.session, s.primary} {
+		if to.server != nil {
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+			if err := to.server.Close(ctx); err != nil {
+				s.Log.Debug("end session", "error", err.Error())
+			}
+			cancel()
+		}
+		if to.end != nil {
+			to.end()
 		}
 	}
-	s.end()
 }
 
 // dataDir is the data directory, as far as it is known; else "".
@@ -240,6 +256,10 @@ func same(a, b string) bool {
 func (s *server) archiver(l *list, stats postgres.ArchiverStats) {
 	if s.err != nil || s.info.ArchiveMode == "off" {
 		l.skip(ServerArchiver, "", "the server does not archive")
+		return
+	}
+	if s.info.InRecovery && s.info.ArchiveMode != "always" {
+		l.skip(ServerArchiver, "", "the server is a standby and archive_mode is not always, so that its primary archives")
 		return
 	}
 	facts := Facts{FailedCount: stats.FailedCount}

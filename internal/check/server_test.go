@@ -40,7 +40,7 @@ func TestServer(t *testing.T) {
 		{"another program", func(i *postgres.Info) { i.ArchiveCommand = "wal-g wal-push %p" }, map[Name]Status{ServerArchiveCommand: Warning}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			s := &server{run: newRun(t), info: goodInfo()}
+			s := &server{run: newRun(t), session: session{info: goodInfo()}}
 			c.change(&s.info)
 			var l list
 			s.checks(t.Context(), &l)
@@ -62,12 +62,11 @@ func TestSkippedSwitch(t *testing.T) {
 	for reason, change := range map[string]func(*server){
 		"--no-switch": func(s *server) { s.NoSwitch = true },
 		"connection":  func(s *server) { s.err = errors.New("x") },
-		"standby":     func(s *server) { s.info.InRecovery = true },
 		"off":         func(s *server) { s.info.ArchiveMode = "off" },
 		"empty":       func(s *server) { s.info.ArchiveCommand = "" },
 		"repository":  func(s *server) {},
 	} {
-		s := &server{run: newRun(t), info: goodInfo()}
+		s := &server{run: newRun(t), session: session{info: goodInfo()}}
 		change(s)
 		var l list
 		s.archiving(t.Context(), &l, nil)
@@ -116,7 +115,7 @@ func TestArchiver(t *testing.T) {
 		{"always failing", postgres.ArchiverStats{LastFailedWAL: "B", LastFailedTime: now}, Failed, []string{"nothing was ever archived"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			s := &server{run: newRun(t), info: goodInfo()}
+			s := &server{run: newRun(t), session: session{info: goodInfo()}}
 			s.info.DataDirectory = t.TempDir()
 			status := filepath.Join(s.info.DataDirectory, "pg_wal", "archive_status")
 			if err := os.MkdirAll(status, 0o700); err != nil {
@@ -139,7 +138,7 @@ func TestArchiver(t *testing.T) {
 
 // TestDataDirectory reads control files that are not there, or another's.
 func TestDataDirectory(t *testing.T) {
-	s := &server{run: newRun(t), info: goodInfo()}
+	s := &server{run: newRun(t), session: session{info: goodInfo()}}
 	ask := func() list {
 		var l list
 		s.dataDirectory(t.Context(), &l)

@@ -38,8 +38,11 @@ type Config struct {
 	Repository    string // URL or absolute path of the first of them; "" if none is set
 	DataDirectory string // PGDATA; "" if not set
 	Connection    string // libpq conninfo or URL, may hold a password; "" leaves it to the libpq variables
-	StateDir      string // absolute; "" if not set, see DefaultStateDir
-	Compression   string // "METHOD" or "METHOD:LEVEL"
+	// PrimaryConnInfo is how to connect to the primary of a standby, like
+	// Connection; "" leaves it to the standby's own primary_conninfo.
+	PrimaryConnInfo string
+	StateDir        string // absolute; "" if not set, see DefaultStateDir
+	Compression     string // "METHOD" or "METHOD:LEVEL"
 
 	Recipients     []string // age recipients, or paths of files with recipients; empty: objects are not sealed
 	RecipientsWAL  []string // for WAL; Recipients unless set
@@ -221,8 +224,13 @@ func (l *loader) finish(c *Config) {
 	if len(c.Recipients) == 0 && len(c.RecipientsWAL)+len(c.RecipientsMeta) > 0 {
 		l.warn("recipients is not set while recipients_wal or recipients_meta is: data files are stored unencrypted")
 	}
-	if c.origins["connection"].kind == fromFlag && MaskConnection(c.Connection) != c.Connection {
-		l.warn("the password in --connection can be read in the process list: use AGENT_CONNECTION, a .pgpass file or a service file")
+	for _, o := range []struct{ key, flag, env, value string }{
+		{"connection", "connection", "AGENT_CONNECTION", c.Connection},
+		{"primary_conninfo", "primary", "AGENT_PRIMARY_CONNINFO", c.PrimaryConnInfo},
+	} {
+		if c.origins[o.key].kind == fromFlag && MaskConnection(o.value) != o.value {
+			l.warn("the password in --%s can be read in the process list: use %s, a .pgpass file or a service file", o.flag, o.env)
+		}
 	}
 }
 

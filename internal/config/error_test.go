@@ -113,7 +113,7 @@ func TestRepositoryRulesAreThoseOfStorage(t *testing.T) {
 func TestBadFiles(t *testing.T) {
 	const (
 		place   = "/c/agent.yaml"
-		allowed = "Allowed are: repository, repositories, data_directory, connection, state_dir, compression, recipients, recipients_wal, recipients_meta, identity_file, identity_command, concurrency, bandwidth, read_rate, checkpoint, wal_timeout, timeout, max_backlog, standby_on_outage, max_incrementals, full_every, label, log_level, log_format, s3_endpoint, s3_region, s3_profile, s3_path_style, s3_checksum, storage_class, sse, kms_key, gcs_endpoint, gcs_user_project, azure_account, azure_endpoint, sftp_known_hosts, sftp_identity_file, ca_file, insecure, immutable."
+		allowed = "Allowed are: repository, repositories, data_directory, connection, primary_conninfo, state_dir, compression, recipients, recipients_wal, recipients_meta, identity_file, identity_command, concurrency, bandwidth, read_rate, checkpoint, wal_timeout, timeout, max_backlog, standby_on_outage, max_incrementals, full_every, label, log_level, log_format, s3_endpoint, s3_region, s3_profile, s3_path_style, s3_checksum, storage_class, sse, kms_key, gcs_endpoint, gcs_user_project, azure_account, azure_endpoint, sftp_known_hosts, sftp_identity_file, ca_file, insecure, immutable."
 	)
 	for _, test := range []struct{ file, text, hint string }{
 		{"label: a\nrepositroy: /b\n", `unknown key repositroy with value "/b" (file ` + place + ` line 2)`, "Did you mean repository? " + allowed},
@@ -166,7 +166,7 @@ func TestHarmlessFiles(t *testing.T) {
 }
 
 func TestUnknownVariables(t *testing.T) {
-	const allowed = "Allowed are: AGENT_REPOSITORY, AGENT_REPOSITORIES, PGDATA, AGENT_CONNECTION, AGENT_STATE_DIR, AGENT_COMPRESSION, AGENT_RECIPIENTS, AGENT_RECIPIENTS_WAL, AGENT_RECIPIENTS_META, AGENT_IDENTITY_FILE, AGENT_IDENTITY_COMMAND, AGENT_IDENTITY, AGENT_SFTP_PASSWORD, AGENT_SFTP_PASSPHRASE, AGENT_CONCURRENCY, AGENT_BANDWIDTH, AGENT_READ_RATE, AGENT_CHECKPOINT, AGENT_WAL_TIMEOUT, AGENT_TIMEOUT, AGENT_MAX_BACKLOG, AGENT_STANDBY_ON_OUTAGE, AGENT_MAX_INCREMENTALS, AGENT_FULL_EVERY, AGENT_LABEL, AGENT_LOG_LEVEL, AGENT_LOG_FORMAT, AGENT_S3_ENDPOINT, AGENT_S3_REGION, AGENT_S3_PROFILE, AGENT_S3_PATH_STYLE, AGENT_S3_CHECKSUM, AGENT_STORAGE_CLASS, AGENT_SSE, AGENT_KMS_KEY, AGENT_GCS_ENDPOINT, AGENT_GCS_USER_PROJECT, AGENT_AZURE_ACCOUNT, AGENT_AZURE_ENDPOINT, AGENT_SFTP_KNOWN_HOSTS, AGENT_SFTP_IDENTITY_FILE, AGENT_CA_FILE, AGENT_INSECURE, AGENT_IMMUTABLE, AGENT_CONFIG."
+	const allowed = "Allowed are: AGENT_REPOSITORY, AGENT_REPOSITORIES, PGDATA, AGENT_CONNECTION, AGENT_PRIMARY_CONNINFO, AGENT_STATE_DIR, AGENT_COMPRESSION, AGENT_RECIPIENTS, AGENT_RECIPIENTS_WAL, AGENT_RECIPIENTS_META, AGENT_IDENTITY_FILE, AGENT_IDENTITY_COMMAND, AGENT_IDENTITY, AGENT_SFTP_PASSWORD, AGENT_SFTP_PASSPHRASE, AGENT_CONCURRENCY, AGENT_BANDWIDTH, AGENT_READ_RATE, AGENT_CHECKPOINT, AGENT_WAL_TIMEOUT, AGENT_TIMEOUT, AGENT_MAX_BACKLOG, AGENT_STANDBY_ON_OUTAGE, AGENT_MAX_INCREMENTALS, AGENT_FULL_EVERY, AGENT_LABEL, AGENT_LOG_LEVEL, AGENT_LOG_FORMAT, AGENT_S3_ENDPOINT, AGENT_S3_REGION, AGENT_S3_PROFILE, AGENT_S3_PATH_STYLE, AGENT_S3_CHECKSUM, AGENT_STORAGE_CLASS, AGENT_SSE, AGENT_KMS_KEY, AGENT_GCS_ENDPOINT, AGENT_GCS_USER_PROJECT, AGENT_AZURE_ACCOUNT, AGENT_AZURE_ENDPOINT, AGENT_SFTP_KNOWN_HOSTS, AGENT_SFTP_IDENTITY_FILE, AGENT_CA_FILE, AGENT_INSECURE, AGENT_IMMUTABLE, AGENT_CONFIG."
 	for _, test := range []struct{ variable, text, hint string }{
 		{"AGENT_REPOSITRY=/b", `unknown variable AGENT_REPOSITRY with value "/b"`, "Did you mean AGENT_REPOSITORY? " + allowed},
 		{"AGENT_PGDATA=/b", `unknown variable AGENT_PGDATA with value "/b"`, "Did you mean PGDATA? " + allowed},
@@ -182,7 +182,7 @@ func TestUnknownVariables(t *testing.T) {
 }
 
 func TestUnknownFlags(t *testing.T) {
-	const allowed = "Allowed are: --repository, --pgdata, --connection, --state-dir, --compression, --recipients, --recipients-wal, --recipients-meta, --identity-file, --identity-command, --concurrency, --bandwidth, --read-rate, --checkpoint, --wal-timeout, --timeout, --max-backlog, --standby-on-outage, --max-incrementals, --full-every, --label, --log-level, --log-format, --s3-endpoint, --s3-region, --s3-profile, --s3-path-style, --s3-checksum, --storage-class, --sse, --kms-key, --gcs-endpoint, --gcs-user-project, --azure-account, --azure-endpoint, --sftp-known-hosts, --sftp-identity-file, --ca-file, --insecure, --immutable."
+	const allowed = "Allowed are: --repository, --pgdata, --connection, --primary, --state-dir, --compression, --recipients, --recipients-wal, --recipients-meta, --identity-file, --identity-command, --concurrency, --bandwidth, --read-rate, --checkpoint, --wal-timeout, --timeout, --max-backlog, --standby-on-outage, --max-incrementals, --full-every, --label, --log-level, --log-format, --s3-endpoint, --s3-region, --s3-profile, --s3-path-style, --s3-checksum, --storage-class, --sse, --kms-key, --gcs-endpoint, --gcs-user-project, --azure-account, --azure-endpoint, --sftp-known-hosts, --sftp-identity-file, --ca-file, --insecure, --immutable."
 	wantError(t, input("", nil, map[string]string{"log_level": "info"}),
 		`unknown flag --log_level with value "info"`, "Did you mean --log-level? "+allowed)
 	wantError(t, input("", nil, map[string]string{"": "info"}), `unknown flag -- with value "info"`, allowed)

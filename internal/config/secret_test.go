@@ -128,8 +128,11 @@ func TestSecretsAreMarked(t *testing.T) {
 	if len(c.Warnings()) != 0 {
 		t.Errorf("warnings %q", c.Warnings())
 	}
-	c = mustLoad(t, input("", nil, map[string]string{"connection": "password=x"}))
-	want := []string{"the password in --connection can be read in the process list: use AGENT_CONNECTION, a .pgpass file or a service file"}
+	c = mustLoad(t, input("", nil, map[string]string{"connection": "password=x", "primary": "password=y"}))
+	want := []string{
+		"the password in --connection can be read in the process list: use AGENT_CONNECTION, a .pgpass file or a service file",
+		"the password in --primary can be read in the process list: use AGENT_PRIMARY_CONNINFO, a .pgpass file or a service file",
+	}
 	if diff := cmp.Diff(want, c.Warnings()); diff != "" {
 		t.Error(diff)
 	}

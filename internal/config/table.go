@@ -66,6 +66,17 @@ func table() []option {
 		},
 		{
 			Option: Option{
+				Key: "primary_conninfo", Env: "AGENT_PRIMARY_CONNINFO", Flag: "primary", Type: "CONNINFO", Default: "that of the standby",
+				Allowed: "a libpq connection string (host=db1,db2 user=backup) or URL (postgresql://...)",
+				Help:    "How backup-push on a standby connects to the primary, to run pg_switch_wal there; of several hosts it takes the primary.",
+			},
+			multiline: true,
+			mask:      MaskConnection,
+			parse:     storeText(func(c *Config) *string { return &c.PrimaryConnInfo }),
+			show:      func(c Config) string { return MaskConnection(c.PrimaryConnInfo) },
+		},
+		{
+			Option: Option{
 				Key: "state_dir", Env: "AGENT_STATE_DIR", Flag: "state-dir", Type: "PATH",
 				Default: "/var/lib/agent if it exists, else $XDG_STATE_HOME/agent, else $HOME/.local/state/agent; where that cannot be written, .local/state/agent in the home of the user who runs it",
 				Allowed: "an absolute path",

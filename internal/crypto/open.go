@@ -47,6 +47,23 @@ func (i *Identities) OpenAt(src io.ReaderAt, size int64) (io.ReaderAt, int64, er
 	return openReaderAt{r: r, size: plain}, plain, nil
 }
 
+// The chunks of an age payload (age-encryption.org/v1, "Payload").
+const (
+	chunkSize = 64 << 10
+	chunkTag  = 16
+)
+
+// SealedRange says which bytes of a sealed object hold n bytes of its plaintext
+// from off on: whole chunks, which can be opened alone. The sizes are those of
+// the object and of its plaintext, as OpenAt gives them.
+func SealedRange(sealed, plain, off, n int64) (at, length int64) {
+	chunks := max((plain+chunkSize-1)/chunkSize, 1)
+	payload := sealed - plain - chunks*chunkTag // what is before it: header and nonce
+	first, last := off/chunkSize, (off+n-1)/chunkSize
+	at = payload + first*(chunkSize+chunkTag)
+	return at, min(payload+(last+1)*(chunkSize+chunkTag), sealed) - at
+}
+
 type openReader struct{ r io.Reader }
 
 // Read gives authenticated plaintext.

@@ -172,3 +172,48 @@ func FuzzOpen(f *testing.F) {
 		}
 	})
 }
+
+// Of a range the chunks that SealedRange names are enough, and they are no more than needed.
+func TestSealedRange(t *testing.T) {
+	id, rec := generate(t, false)
+	ids := identities(t, id)
+	for _, size := range []int{0, 1, ageChunk - 1, ageChunk, ageChunk + 1, 3*ageChunk + 100} {
+		raw := noise(size)
+		sealed := seal(t, recipients(t, rec), raw, nil)
+		for _, r := range [][2]int{{0, 1}, {0, ageChunk}, {ageChunk - 1, 2}, {ageChunk, 5}, {2*ageChunk + 7, ageChunk}, {3 * ageChunk, 100}} {
+			off, n := r[0], r[1]
+			if off+n > size {
+				continue
+			}
+			at, length := SealedRange(int64(len(sealed)), int64(size), int64(off), int64(n))
+			opened, plain, err := ids.OpenAt(onlyRange{sealed, at, at + length, len(sealed)}, int64(len(sealed)))
+			if err != nil || plain != int64(size) {
+				t.Fatalf("%d bytes: size %d, %v", size, plain, err)
+			}
+			got := make([]byte, n)
+			if m, err := opened.ReadAt(got, int64(off)); m != n || !bytes.Equal(got, raw[off:off+n]) {
+				t.Errorf("%d bytes at %d of %d: %d, %v", n, off, size, m, err)
+			}
+			if chunks := (off+n-1)/ageChunk - off/ageChunk + 1; length > int64(chunks*(ageChunk+16)) {
+				t.Errorf("%d bytes at %d of %d: a range of %d", n, off, size, length)
+			}
+		}
+	}
+}
+
+// onlyRange has, besides the header and the last chunk, only a range of a sealed
+// object.
+type onlyRange struct {
+	sealed   []byte
+	from, to int64
+	size     int
+}
+
+func (o onlyRange) ReadAt(p []byte, off int64) (int, error) {
+	end := off + int64(len(p))
+	head, tail := end <= 1000 || off == 0, off >= int64(o.size-ageChunk-16)
+	if !head && !tail && (off < o.from || end > o.to) {
+		return 0, errors.New("this was not to be read")
+	}
+	return bytes.NewReader(o.sealed).ReadAt(p, off)
+}

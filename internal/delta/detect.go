@@ -32,6 +32,8 @@ type Detector struct {
 	Source
 	Geometry
 	Server *postgres.Server
+	// Archives: this server's archiver is to archive what it writes.
+	Archives bool
 	// Databases finds the databases that were made since the parent; it is asked
 	// when page LSNs decide.
 	Databases func(ctx context.Context) (Databases, error)
@@ -45,8 +47,14 @@ func (d Detector) Detect(ctx context.Context, mode string, r Range) (c *Changes,
 		mode string
 		run  func() (*Changes, error)
 	}{
-		{Summaries, func() (*Changes, error) { return bySummaries(ctx, d.Source, d.Geometry, r) }},
-		{Server, func() (*Changes, error) { return byServer(ctx, d.Server, d.Geometry, r) }},
+		{Summaries, func() (*Changes, error) {
+			c, err := bySummaries(ctx, d.Source, d.Geometry, r)
+			return d.ours(ctx, r, c, err)
+		}},
+		{Server, func() (*Changes, error) {
+			c, err := byServer(ctx, d.Server, d.Geometry, r)
+			return d.ours(ctx, r, c, err)
+		}},
 		{LSN, func() (*Changes, error) {
 			databases, err := d.Databases(ctx)
 			if err != nil {
@@ -68,6 +76,20 @@ func (d Detector) Detect(ctx context.Context, mode string, r Range) (c *Changes,
 		refused = append(refused, fmt.Sprintf("%s: %s", m.mode, oneLine(err)))
 	}
 	return nil, refused, errors.New(strings.Join(refused, "; "))
+}
+
+// ours refuses changes of a server that archives, and whose WAL from behind the
+// parent's end has not gone into the archive: it may have gone another way since
+// the parent than the one from which that came. Where nothing is archived from here
+// the chain of the records is the proof.
+func (d Detector) ours(ctx context.Context, r Range, c *Changes, err error) (*Changes, error) {
+	if err == nil && d.Archives {
+		err = d.sameServer(ctx, r)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
 }
 
 func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }

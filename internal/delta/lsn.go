@@ -86,15 +86,12 @@ func (d Detector) sameServer(ctx context.Context, r Range) error {
 	defer tick.Stop()
 	limit := time.NewTimer(archiverPatience)
 	defer limit.Stop()
-	for {
+	for first := true; ; first = false {
 		a, err := d.Server.ArchiverStats(ctx)
 		if err != nil {
 			return err
 		}
-		if last, err := postgres.ParseSegment(a.LastArchivedWAL, r.SegmentSize); err == nil && last.Number >= end.Number && r.timeline(last.Number) == last.Timeline {
-			return nil
-		}
-		if d.archivedSegment(ctx, r, end) {
+		if r.archived(a.LastArchivedWAL, end) || first && d.archivedSegment(ctx, r, end) {
 			return nil
 		}
 		select {
@@ -107,10 +104,21 @@ func (d Detector) sameServer(ctx context.Context, r Range) error {
 	}
 }
 
+// archived tells whether the newest file that the archiver has done is a segment
+// of the server's line, end or one behind it, or one that belongs to such a
+// segment, as backup history files do.
+func (r Range) archived(name string, end postgres.Segment) bool {
+	const digits = 24
+	last, err := postgres.ParseSegment(name[:min(len(name), digits)], r.SegmentSize)
+	return err == nil && last.Number >= end.Number && r.timeline(last.Number) == last.Timeline
+}
+
 // archivedSegment tells whether a segment in the repository, the parent's last
-// one or one behind it, is the very one in pg_wal.
+// one or one behind it, is the very one in pg_wal. That in which the backup
+// starts may be whole, too, on a standby; if it is not, it tells nothing.
 func (d Detector) archivedSegment(ctx context.Context, r Range, end postgres.Segment) bool {
-	for number := r.To.Segment(r.SegmentSize); number > end.Number; {
+	newest := r.To.Segment(r.SegmentSize)
+	for number := newest + 1; number > end.Number; {
 		number--
 		s := postgres.Segment{Timeline: r.timeline(number), Number: number}
 		f, err := postgres.ParseWALFile(s.Name(r.SegmentSize))
@@ -122,7 +130,7 @@ func (d Detector) archivedSegment(ctx context.Context, r Range, end postgres.Seg
 			return false // older ones are gone, too
 		}
 		stored, err := d.Repo.WALHash(ctx, r.Cluster, f)
-		if errors.Is(err, storage.ErrNotExist) {
+		if errors.Is(err, storage.ErrNotExist) || err == nil && number == newest && here != stored {
 			continue
 		}
 		return err == nil && here == stored

@@ -334,6 +334,57 @@ func TestLiveMinimal(t *testing.T) {
 	}
 }
 
+// nextXIDOfStandby: the next id is behind those of transactions that have not
+// ended, too.
+func nextXIDOfStandby(t *testing.T, primary, standby *harness.Server, s *postgres.Server) {
+	t.Helper()
+	conn := primary.Conn(t)
+	if _, err := conn.Exec(t.Context(), "BEGIN; CREATE TABLE unfinished ()"); err != nil {
+		t.Fatal(err)
+	}
+	var xid string
+	if err := conn.QueryRow(t.Context(), "SELECT pg_current_xact_id()::text").Scan(&xid); err != nil {
+		t.Fatal(err)
+	}
+	primary.Exec(t, "SELECT pg_switch_wal()")
+	standby.WaitReplayed(t, primary.LSN(t))
+	next, err := s.NextXID(t.Context())
+	if err != nil || fmt.Sprint(next-1) != xid {
+		t.Errorf("the next transaction id is %d (%v), the last one was %s", next, err, xid)
+	}
+	if _, err := conn.Exec(t.Context(), "ROLLBACK"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// primaryOfStandby goes the way of the standby's own setting to the primary.
+func primaryOfStandby(t *testing.T, primary, standby *harness.Server, s *postgres.Server) {
+	t.Helper()
+	conninfo, err := s.PrimaryConnInfo(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := postgres.ConnectPrimary(t.Context(), conninfo, "agent-test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.SwitchWAL(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if n := primary.QueryInt(t, "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'agent-test'"); n != 1 {
+		t.Errorf("%d sessions on the primary", n)
+	}
+	if err := p.Close(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if _, err := postgres.ConnectPrimary(t.Context(), standby.ConnInfo(), ""); errs.KindOf(err) != errs.Server || !strings.Contains(err.Error(), "it is a standby, too") {
+		t.Errorf("a standby: %v", err)
+	}
+	if _, err := connect(t, primary.ConnInfo()).PrimaryConnInfo(t.Context()); errs.KindOf(err) != errs.Server || !strings.Contains(err.Error(), "has no primary_conninfo") {
+		t.Errorf("none: %v", err)
+	}
+}
+
 // A backup on a standby, and the timeline after its promotion.
 func TestLiveStandby(t *testing.T) {
 	t.Parallel()
@@ -366,6 +417,8 @@ func TestLiveStandby(t *testing.T) {
 	if _, err := s.SwitchWAL(t.Context()); errs.KindOf(err) != errs.Server {
 		t.Errorf("switch on a standby: %v", err)
 	}
+	nextXIDOfStandby(t, primary, standby, s)
+	primaryOfStandby(t, primary, standby, s)
 	standby.Exec(t, "SELECT pg_promote()")
 	if info, err = s.Info(t.Context()); err != nil || info.InRecovery || info.Timeline != 2 {
 		t.Errorf("after promotion: %+v, %v", info, err)

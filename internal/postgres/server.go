@@ -51,6 +51,11 @@ func Connect(ctx context.Context, conninfo, appName string) (*Server, error) {
 	if err != nil {
 		return nil, ConnInfoError(err)
 	}
+	return connect(ctx, config, appName)
+}
+
+// connect is Connect with a connection string that has been read.
+func connect(ctx context.Context, config *pgx.ConnConfig, appName string) (*Server, error) {
 	// Without prepared statements each query is one round trip, and nothing is
 	// left in the session.
 	config.DefaultQueryExecMode = pgx.QueryExecModeExec

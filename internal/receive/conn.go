@@ -95,7 +95,6 @@ func (s *server) path() postgres.History {
 // slot is where a slot stands; the zero value is "not known".
 type slot struct {
 	restart postgres.LSN // from here on the server keeps WAL
-	lost    bool         // the server has given it up
 }
 
 func (c *conn) identify(ctx context.Context) (*server, error) {
@@ -171,7 +170,7 @@ func (c *conn) readSlot(ctx context.Context, conninfo, name string, log *slog.Lo
 		if row[0] == nil {
 			return slot{}, noSlot(nil, name)
 		}
-		return parseSlot(string(row[1]), "")
+		return parseSlot(name, string(row[1]), "")
 	}
 	pg, err := dial(ctx, conninfo, "database")
 	if err != nil {
@@ -188,26 +187,36 @@ func (c *conn) readSlot(ctx context.Context, conninfo, name string, log *slog.Lo
 		return slot{}, noSlot(nil, name)
 	}
 	row := results[0].Rows[0]
-	return parseSlot(string(row[0]), string(row[1]))
+	return parseSlot(name, string(row[0]), string(row[1]))
 }
 
-func parseSlot(restart, status string) (slot, error) {
-	s := slot{lost: status == "lost"}
-	if restart == "" {
-		return s, nil
+// parseSlot reads where the slot stands. One that keeps no WAL has fallen behind
+// more than max_slot_wal_keep_size (InvalidatePossiblyObsoleteSlot in
+// src/backend/replication/slot.c takes its restart_lsn away), or it was made so:
+// then the next connection would set it, but WAL goes until then. From PostgreSQL
+// 16 one that has fallen behind can be streamed from, and keeps nothing for ever
+// (ReplicationSlotsComputeRequiredLSN).
+func parseSlot(name, restart, status string) (slot, error) {
+	if restart == "" || status == "lost" {
+		return slot{}, errs.New(errs.Server, hintLost, "replication slot %s keeps no WAL: it was invalidated, or made without reserving WAL", name)
 	}
-	var err error
-	if s.restart, err = postgres.ParseLSN(restart); err != nil {
+	lsn, err := postgres.ParseLSN(restart)
+	if err != nil {
 		return slot{}, errs.Wrap(err, errs.Server, "", "read the slot's restart_lsn")
 	}
-	return s, nil
+	return slot{restart: lsn}, nil
 }
 
 // history asks for a timeline's history file.
 func (c *conn) history(ctx context.Context, t postgres.Timeline) ([]byte, error) {
 	res, err := pglogrepl.TimelineHistory(ctx, c.pg, int32(t))
+	what := fmt.Sprintf("ask for the history of timeline %d", uint32(t))
+	if codeOf(err) == codeNoFile {
+		return nil, errs.Wrap(err, errs.Server,
+			fmt.Sprintf("The server's pg_wal lacks %s.history: bring it there from another server or with agent wal-fetch, and start again.", t), "%s", what)
+	}
 	if err != nil {
-		return nil, serverError(ctx, err, fmt.Sprintf("ask for the history of timeline %d", uint32(t)))
+		return nil, serverError(ctx, err, what)
 	}
 	return res.Content, nil
 }

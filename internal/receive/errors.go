@@ -33,15 +33,19 @@ var (
 	errRemoved = errors.New("the server has removed WAL that was not received")
 	// errGapSkipped: it was accepted that WAL is missing.
 	errGapSkipped = errors.New("going on behind a gap")
-	// errPassing: the same attempt may succeed a moment later.
-	errPassing = errors.New("the server went away")
 )
 
-const hintLost = "It fell behind more than max_slot_wal_keep_size or was idle for too long: drop it (SELECT pg_drop_replication_slot('...')) and start again with --create-slot. WAL that is removed leaves a gap; then take a new backup."
+// passing marks an error that may be gone a moment later.
+type passing struct{ error }
+
+func (p passing) Unwrap() error { return p.error }
+
+const hintLost = "It fell behind more than max_slot_wal_keep_size allows or was idle for too long, if it is not new. Drop it (SELECT pg_drop_replication_slot('...')) and start again with --create-slot: what the server still has is received first, and what it has removed is told."
 
 // passes reports whether a session's end is worth another connection.
 func passes(err error) bool {
-	return errors.Is(err, errPassing) || errors.Is(err, errGapSkipped)
+	var p passing
+	return errors.As(err, &p) || errors.Is(err, errGapSkipped)
 }
 
 func codeOf(err error) string {
@@ -74,7 +78,7 @@ func connectError(ctx context.Context, config *pgconn.Config, err error) error {
 		if errors.As(err, &connect) {
 			err = connect.Unwrap() // its text repeats the address
 		}
-		return errs.Wrap(fmt.Errorf("%w: %w", errPassing, err), errs.Server,
+		return errs.Wrap(passing{err}, errs.Server,
 			"Is the server running, and are host and port right? They come from the connection setting or PGHOST and PGPORT.", "%s", what)
 	}
 	hint := pg.Hint
@@ -94,7 +98,7 @@ func mark(pg *pgconn.PgError) error {
 	if permanent(pg.Code) {
 		return pg
 	}
-	return fmt.Errorf("%w: %w", errPassing, pg)
+	return passing{pg}
 }
 
 // serverError explains the error of a command.
@@ -107,7 +111,7 @@ func serverError(ctx context.Context, err error, what string) error {
 	}
 	var pg *pgconn.PgError
 	if !errors.As(err, &pg) {
-		return errs.Wrap(fmt.Errorf("%w: %w", errPassing, err), errs.Server, "The connection to the server was lost; look into its log.", "%s", what)
+		return errs.Wrap(passing{err}, errs.Server, "The connection to the server was lost; look into its log.", "%s", what)
 	}
 	hint := pg.Hint
 	switch pg.Code {

@@ -26,12 +26,18 @@ type message struct {
 	err       error
 }
 
-// read hands over messages until one is the last, or ctx ends.
-func read(ctx context.Context, c *conn, to chan<- message) {
+// read hands over messages until one is the last, or ctx ends. The reporter gets
+// to know what the server asks for at once.
+func read(ctx context.Context, c *conn, report *reporter, to chan<- message) {
 	for {
+		report.waits(true)
 		m, ok := receive(ctx, c)
+		report.waits(false)
 		if !ok {
 			continue
+		}
+		if m.reply {
+			report.owe()
 		}
 		select {
 		case to <- m:
@@ -58,7 +64,7 @@ func receive(ctx context.Context, c *conn) (m message, ok bool) {
 	case *pgproto3.ErrorResponse:
 		return message{err: serverError(ctx, pgconn.ErrorResponseToPgError(raw), "stream WAL")}, true
 	case *pgproto3.CommandComplete:
-		return message{err: fmt.Errorf("%w: it shuts down", errPassing)}, true
+		return message{err: passing{errors.New("the server shuts down")}}, true
 	default:
 		return message{}, false
 	}
@@ -101,7 +107,7 @@ func (c *conn) endTimeline(ctx context.Context) (*timelineEnd, error) {
 		return nil, serverError(ctx, err, "end the timeline")
 	}
 	if end == nil || end.Timeline < 1 {
-		return nil, fmt.Errorf("%w: it ended the stream without a next timeline", errPassing)
+		return nil, passing{errors.New("the server ended the stream without a next timeline")}
 	}
 	return &timelineEnd{postgres.Timeline(end.Timeline), postgres.LSN(end.LSN)}, nil
 }

@@ -2,10 +2,8 @@ package receive
 
 import (
 	"context"
-	"fmt"
 	"math"
 
-	"agent/internal/errs"
 	"agent/internal/postgres"
 	"agent/internal/repo"
 )
@@ -30,10 +28,7 @@ func (r *receiver) at(ctx context.Context, s *server, seg postgres.Segment) (pos
 
 // position finds where the repository ends on the server's line of descent, or
 // where the server begins if there is nothing yet.
-func (r *receiver) position(ctx context.Context, c *conn, s *server) (position, error) {
-	if s.slot.lost {
-		return position{}, errs.New(errs.Server, hintLost, "the server has given replication slot %s up", r.Slot)
-	}
+func (r *receiver) position(ctx context.Context, s *server) (position, error) {
 	var seg postgres.Segment
 	found := false
 	err := r.store.try(ctx, func(repository *repo.Repository) (err error) {
@@ -44,18 +39,15 @@ func (r *receiver) position(ctx context.Context, c *conn, s *server) (position, 
 		return position{}, err
 	}
 	switch {
-	case found && r.behind.Number > seg.Number:
-		seg = r.behind
+	case found && r.behind >= seg.End(s.segmentSize):
+		seg = s.segmentAt(r.behind)
 	case found:
 	case s.slot.restart != 0:
 		seg = s.segmentAt(s.slot.restart)
 	default:
 		seg = s.segmentAt(s.flushed)
 	}
-	p, err := r.at(ctx, s, seg)
-	r.Log.Info("receiving WAL", "system_identifier", s.cluster.String(), "timeline", uint32(seg.Timeline), "from", p.start.String(),
-		"server_flushed", s.flushed.String(), "slot", r.Slot, "application_name", c.pg.ParameterStatus("application_name"))
-	return p, err
+	return r.at(ctx, s, seg)
 }
 
 // segmentAt is the segment of the LSN on the server's line of descent.
@@ -122,25 +114,4 @@ func onlyStreamed(ctx context.Context, repository *repo.Repository, s *server) (
 		}
 	}
 	return seg, false, nil
-}
-
-// skipGap decides what happens when the server has no more the WAL that comes
-// next: an error, unless a gap is allowed. Then the next session begins where
-// the slot keeps WAL, or at the server's end.
-func (r *receiver) skipGap(s *server, from position, cause error) error {
-	to := max(s.flushed, from.start)
-	if s.slot.restart >= from.segment.End(s.segmentSize) {
-		to = s.slot.restart
-	}
-	next := s.segmentAt(to)
-	last := postgres.Segment{Timeline: next.Timeline, Number: max(next.Number, from.segment.Number+1) - 1}
-	gap := fmt.Sprintf("%s to %s (%s to %s)", from.segment.Name(s.segmentSize), last.Name(s.segmentSize), from.start, last.End(s.segmentSize))
-	if !r.AllowGap || next.Number <= from.segment.Number {
-		return errs.Wrap(cause, errs.Server,
-			"No recovery could cross it. Bring these segments with agent wal-push from a copy of pg_wal or from another server, and start again. If they are lost, start once with --allow-gap, which goes on behind the gap, and take a new backup at once.",
-			"there would be a gap in the archive: the server does not have the WAL %s any more", gap)
-	}
-	r.Log.Warn("there is a gap in the archive, which no recovery can cross: take a new backup", "missing", gap)
-	r.behind = next
-	return fmt.Errorf("%w: %s", errGapSkipped, gap)
 }

@@ -7,6 +7,7 @@
 package receive
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -43,6 +44,10 @@ type Options struct {
 	Once  bool         // end when all that the server has now is durable
 	Until postgres.LSN // end when all before it is durable; 0: never
 
+	// Silence is for how long nothing may come from a server that was asked for
+	// an answer, before it counts as gone; 0: a minute, as wal_receiver_timeout.
+	Silence time.Duration
+
 	StateDir string
 	Log      *slog.Logger
 	Now      func() time.Time
@@ -69,6 +74,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	if err := checkSlotName(o.Slot); err != nil {
 		return err
 	}
+	o.Silence = cmp.Or(o.Silence, silenceLimit)
 	unlock, err := lock(o.StateDir, o.Slot)
 	if err != nil {
 		return err
@@ -122,8 +128,8 @@ func workContext(ctx context.Context) (context.Context, context.CancelFunc) {
 type receiver struct {
 	Options
 	store   *store
-	cluster repo.ClusterID   // 0: not known yet
-	behind  postgres.Segment // where to go on behind a gap that was allowed; else zero
+	cluster repo.ClusterID // 0: not known yet
+	behind  postgres.LSN   // where to go on behind a gap that was allowed; else 0
 }
 
 // session is one connection, over as many timelines as come. streamed says that
@@ -138,14 +144,15 @@ func (r *receiver) session(ctx, work context.Context) (streamed bool, err error)
 	if err != nil {
 		return false, err
 	}
-	from, err := r.position(ctx, c, s)
+	from, err := r.position(ctx, s)
 	for err == nil {
 		st := &streaming{receiver: r, conn: c, server: s, from: from}
 		var end *timelineEnd
 		end, err = st.run(ctx, work)
 		streamed = streamed || st.received > from.start
 		if errors.Is(err, errRemoved) {
-			err = r.skipGap(s, from, err)
+			c.close(work)
+			err = r.skipGap(ctx, s, from, err)
 		}
 		if err != nil || end == nil {
 			break
@@ -208,7 +215,9 @@ func (r *receiver) follow(ctx context.Context, c *conn, s *server, end *timeline
 	if err != nil {
 		return position{}, err
 	}
-	s.timeline, s.history = end.next, h
+	if !s.path().Contains(end.next) { // it was promoted meanwhile
+		s.timeline, s.history = end.next, h
+	}
 	r.Log.Info("following to the next timeline", "timeline", uint32(end.next), "switch_lsn", end.at.String())
 	return r.at(ctx, s, postgres.SegmentOf(end.next, end.at, s.segmentSize))
 }

@@ -15,16 +15,6 @@ import (
 	"agent/internal/repo"
 )
 
-// How often the loop looks whether a status is due, and how often one is sent
-// in any case: a server cuts off who is silent for wal_sender_timeout.
-const (
-	tickEvery   = 200 * time.Millisecond
-	statusEvery = time.Second
-	// replyPause is between two replies that say the same: a server that shuts
-	// down asks again as soon as it is answered.
-	replyPause = 100 * time.Millisecond
-)
-
 // maxWhole is how many whole segments wait to be archived, in files of the
 // state directory. Then no more is read from the server.
 const maxWhole = 2
@@ -36,12 +26,14 @@ type timelineEnd struct {
 }
 
 // streaming receives one timeline over one connection. The loop owns all
-// fields; a reader hands messages to it and an uploader takes jobs from it.
+// fields; a reader hands messages to it, an uploader takes jobs from it, and a
+// reporter tells the server of it.
 type streaming struct {
 	*receiver
 	conn   *conn
 	server *server
 	from   position
+	report *reporter
 
 	received postgres.LSN // all before it has come
 	durable  postgres.LSN // all before it is stored in every required place
@@ -58,10 +50,6 @@ type streaming struct {
 	urgent bool        // what has come is to be stored now
 	armed  bool        // flush will say so
 	flush  *time.Timer // measures the age of the oldest byte that is not under way
-
-	replied time.Time // when the last status was sent
-	said    [2]postgres.LSN
-	owed    bool // the server asked for one
 
 	over   bool         // nothing more is read: what has come is to be made durable
 	cause  error        // why it is over; nil: end, or asked to
@@ -98,18 +86,25 @@ func (s *streaming) run(ctx, work context.Context) (end *timelineEnd, err error)
 	if err != nil {
 		return nil, serverError(ctx, err, fmt.Sprintf("start streaming at %s on timeline %d", s.from.start, uint32(s.from.segment.Timeline)))
 	}
+	s.Log.Info("receiving WAL", "system_identifier", s.cluster.String(), "timeline", uint32(s.from.segment.Timeline), "from", s.from.start.String(),
+		"server_flushed", s.server.flushed.String(), "slot", s.Slot, "application_name", s.conn.pg.ParameterStatus("application_name"))
 	s.jobs, s.results = make(chan job, maxWhole+2), make(chan result, maxWhole+2)
 	s.flush = time.NewTimer(time.Hour)
 	s.flush.Stop()
 	reading, stopReading := context.WithCancel(work)
+	reporting, stopReporting := context.WithCancel(work)
 	messages := make(chan message)
-	var both sync.WaitGroup
-	both.Go(func() { read(reading, s.conn, messages) })
-	both.Go(func() { s.upload(work) })
+	s.report = newReporter(s.conn, s.Now, s.Silence, s.from.start)
+	var all, reports sync.WaitGroup
+	all.Go(func() { read(reading, s.conn, s.report, messages) })
+	all.Go(func() { s.upload(work) })
+	reports.Go(func() { s.report.run(reporting) })
 	err = s.loop(ctx, messages)
 	close(s.jobs)
-	stopReading()
-	both.Wait()
+	stopReporting()
+	reports.Wait()
+	stopReading() // sets deadlines on the connection, which would hit a report
+	all.Wait()
 	for _, f := range s.files {
 		err = errors.Join(err, f.close())
 	}
@@ -120,8 +115,8 @@ func (s *streaming) run(ctx, work context.Context) (end *timelineEnd, err error)
 	if s.closed {
 		return nil, s.cause
 	}
-	if err := s.status(ctx); err != nil {
-		return nil, err
+	if err := s.report.send(ctx, s.progress(), false); err != nil {
+		return nil, passing{err}
 	}
 	if s.end == nil {
 		return nil, s.cause
@@ -132,8 +127,6 @@ func (s *streaming) run(ctx, work context.Context) (end *timelineEnd, err error)
 // loop is the only one that decides. Its error is one that a person has to
 // resolve.
 func (s *streaming) loop(ctx context.Context, messages <-chan message) error {
-	tick := time.NewTicker(tickEvery)
-	defer tick.Stop()
 	asked := ctx.Done()
 	for {
 		s.schedule()
@@ -147,7 +140,7 @@ func (s *streaming) loop(ctx context.Context, messages <-chan message) error {
 		select {
 		case m := <-in:
 			if err := s.take(m); err != nil {
-				return err
+				s.fail(err) // what has come before is stored nevertheless
 			}
 		case r := <-s.results:
 			if err := s.took(r); err != nil {
@@ -155,14 +148,17 @@ func (s *streaming) loop(ctx context.Context, messages <-chan message) error {
 			}
 		case <-s.flush.C:
 			s.armed, s.urgent = false, true
-		case <-tick.C:
+		case err := <-s.report.failed:
+			s.fail(passing{errs.Wrap(err, errs.Server, "The connection to the server was lost; look into its log.", "stream WAL")})
 		case <-asked:
 			asked = nil
 			s.over, s.urgent = true, true
 		}
-		s.answer(ctx)
+		s.report.set(s.progress())
 	}
 }
+
+func (s *streaming) progress() progress { return progress{s.received, s.durable} }
 
 // take handles one message of the server.
 func (s *streaming) take(m message) error {
@@ -174,7 +170,6 @@ func (s *streaming) take(m message) error {
 		s.over, s.urgent = true, true
 	case m.keepalive:
 		s.ahead = max(s.ahead, m.serverEnd)
-		s.owed = s.owed || m.reply
 		// A server that has nothing more and wants to know may be waiting for
 		// us to shut down.
 		s.urgent = s.urgent || m.reply && s.received >= m.serverEnd
@@ -186,7 +181,7 @@ func (s *streaming) take(m message) error {
 		if err := s.write(m.wal); err != nil {
 			return err
 		}
-		s.urgent = s.urgent || s.Synchronous
+		s.urgent = s.urgent || s.Synchronous && !s.repeating()
 	}
 	if s.Until != 0 && s.received >= s.Until {
 		s.urgent = true
@@ -195,10 +190,11 @@ func (s *streaming) take(m message) error {
 }
 
 // fail ends the connection: what has come is stored now, as the server may be
-// lost.
+// lost. The first reason counts.
 func (s *streaming) fail(err error) {
-	s.over, s.urgent, s.closed = true, true, true
-	s.cause = err
+	if !s.closed {
+		s.over, s.urgent, s.closed, s.cause = true, true, true, err
+	}
 }
 
 // write puts WAL into the files of its segments.
@@ -235,6 +231,15 @@ func (s *streaming) write(wal []byte) error {
 	return nil
 }
 
+// repeating reports whether what comes of the segment at hand is in the
+// repository already.
+func (s *streaming) repeating() bool {
+	if s.file == nil || len(s.file.known) == 0 {
+		return false
+	}
+	return s.received < s.file.known[len(s.file.known)-1].End
+}
+
 func (s *streaming) disarm() {
 	s.flush.Stop()
 	s.armed, s.urgent = false, false
@@ -255,10 +260,10 @@ func (s *streaming) schedule() {
 		}
 		return
 	}
-	if n := len(f.known); n > 0 {
-		// The repository has had more of it. Only a timeline that ends before
-		// has to be told.
-		if s.received < f.known[n-1].End && s.end == nil {
+	if len(f.known) > 0 {
+		// A server may have less, such as a standby that is behind, and wait for
+		// the confirmation of that before it ends; so may whoever gave Until.
+		if s.repeating() && s.end == nil && (s.over || !s.urgent) {
 			return
 		}
 		s.urgent = true
@@ -315,40 +320,4 @@ func (s *streaming) upload(ctx context.Context) {
 		}
 		s.results <- result{j, failed} // never waits, as jobs does not
 	}
-}
-
-// answer sends a status if one is due.
-func (s *streaming) answer(ctx context.Context) {
-	if s.closed {
-		return
-	}
-	since := s.Now().Sub(s.replied)
-	news := s.said != [2]postgres.LSN{s.received, s.durable}
-	advanced := s.said[1] != s.durable
-	// While nothing is read, what the server asks is not known.
-	every := statusEvery
-	if s.over || s.wholes >= maxWhole {
-		every = tickEvery
-	}
-	if !advanced && since < every && (!s.owed || !news && since < replyPause) {
-		return
-	}
-	if err := s.status(ctx); err != nil {
-		s.fail(err)
-	}
-}
-
-// status tells the server how far WAL has come and how far it is durable. Apply
-// is the same as flush, so that synchronous_commit = remote_apply does not wait
-// for ever.
-func (s *streaming) status(ctx context.Context) error {
-	err := pglogrepl.SendStandbyStatusUpdate(ctx, s.conn.pg, pglogrepl.StandbyStatusUpdate{
-		WALWritePosition: pglogrepl.LSN(s.received), WALFlushPosition: pglogrepl.LSN(s.durable), WALApplyPosition: pglogrepl.LSN(s.durable),
-		ClientTime: s.Now(),
-	})
-	s.replied, s.said, s.owed = s.Now(), [2]postgres.LSN{s.received, s.durable}, false
-	if err != nil {
-		return fmt.Errorf("%w: tell it the position: %w", errPassing, err)
-	}
-	return nil
 }

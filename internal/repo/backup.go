@@ -2,6 +2,7 @@ package repo
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -55,6 +56,7 @@ type Backup struct {
 	ChainStart      time.Time            `json:"chain_start_time,omitzero"` // when that one began
 	Depth           int                  `json:"depth,omitempty"`           // incrementals from there to this one
 	Resumed         BackupName           `json:"resumed,omitempty"`         // the interrupted one whose packs it took over
+	CompactedFrom   BackupName           `json:"compacted_from,omitempty"`  // the one whose bytes it has, in packs of its own
 	Detector        string               `json:"detector,omitempty"`        // what told the changed pages
 	Notes           []string             `json:"notes,omitempty"`           // why the backup is what it is
 	Cluster         ClusterID            `json:"system_identifier,string"`
@@ -86,6 +88,7 @@ type Backup struct {
 	StateID         string               `json:"state_id"`          // of the agent's state directory
 	Directory       string               `json:"directory"`         // the data directory, links resolved
 	User            string               `json:"user"`              // owner of the data directory
+	Standby         bool                 `json:"standby,omitempty"` // the server was in recovery
 	Sealed          bool                 `json:"sealed"`
 	Agent           string               `json:"agent"`
 	Packs           ObjectDigest         `json:"packs"`
@@ -109,6 +112,20 @@ func (b *Backup) Chain() time.Time {
 		return b.Started
 	}
 	return b.ChainStart
+}
+
+// CompareEnds orders backups of one line of timelines by how far they go. Of two
+// that end at the same position the one that was compacted comes last, as it
+// needs fewer objects, and of two of these the one with the later name.
+func CompareEnds(a, b *Backup) int {
+	compacted := func(b *Backup) int {
+		if b.CompactedFrom != "" {
+			return 1
+		}
+		return 0
+	}
+	return cmp.Or(cmp.Compare(a.StopLSN, b.StopLSN), cmp.Compare(a.StartLSN, b.StartLSN),
+		cmp.Compare(compacted(a), compacted(b)), cmp.Compare(a.Name, b.Name))
 }
 
 // selfField stands before the digits of Self.
@@ -356,6 +373,15 @@ func (r *Repository) decodePacks(b *Backup, stored io.Reader) (map[PackID]Pack, 
 	defer raw.Close()
 	d := json.NewDecoder(raw)
 	packs := make(map[PackID]Pack)
+	// There are some ten thousand for each TB: what they have in common is kept
+	// once.
+	seen := make(map[string]string)
+	once := func(s string) string {
+		if _, ok := seen[s]; !ok {
+			seen[s] = s
+		}
+		return seen[s]
+	}
 	for {
 		var p Pack
 		err := d.Decode(&p)
@@ -365,6 +391,7 @@ func (r *Repository) decodePacks(b *Backup, stored io.Reader) (map[PackID]Pack, 
 		if err != nil {
 			return nil, r.malformed(err, b.Cluster.packsKey(b.Name))
 		}
+		p.Kind, p.Lender = PackKind(once(string(p.Kind))), BackupName(once(string(p.Lender)))
 		id := PackID{p.Lender, p.Number}
 		if id.Backup == "" {
 			id.Backup = b.Name

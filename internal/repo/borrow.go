@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"math/bits"
 	"slices"
 )
 
@@ -194,8 +195,8 @@ func (s packBits) all() func(func(PackID) bool) {
 	return func(yield func(PackID) bool) {
 		for name, words := range s {
 			for at, w := range words {
-				for bit := range 64 {
-					if w&(1<<bit) != 0 && !yield(PackID{name, uint32(at*64 + bit)}) {
+				for ; w != 0; w &= w - 1 {
+					if !yield(PackID{name, uint32(at*64 + bits.TrailingZeros64(w))}) {
 						return
 					}
 				}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"agent/internal/errs"
@@ -24,12 +25,15 @@ const (
 
 // Claim is the content of a claim object.
 type Claim struct {
-	Backup  BackupName `json:"backup"`
-	Host    string     `json:"host"`
-	State   string     `json:"state_directory"`
-	StateID string     `json:"state_id"` // random, of that state directory
-	PID     int        `json:"pid"`
-	Started time.Time  `json:"start_time"`
+	Backup BackupName `json:"backup"`
+	// Compacts is the backup out of which that one is made, without the
+	// database: such a claim keeps nobody from making a backup.
+	Compacts BackupName `json:"compacts,omitempty"`
+	Host     string     `json:"host"`
+	State    string     `json:"state_directory"`
+	StateID  string     `json:"state_id"` // random, of that state directory
+	PID      int        `json:"pid"`
+	Started  time.Time  `json:"start_time"`
 	// Lenders are backups whose packs this one may borrow: a delete spares them.
 	Lenders []BackupName `json:"lenders,omitempty"`
 	// TTL is for how many seconds of the store's time the claim holds.
@@ -153,6 +157,9 @@ func (l *Lease) refuse(ctx context.Context, s source, info storage.Info) error {
 	if err := json.Unmarshal(body, &other); err != nil {
 		return s.damaged(fmt.Errorf("decode: %w", err), info.Key)
 	}
+	if other.Compacts != "" {
+		return nil
+	}
 	here := other.StateID != "" && other.StateID == l.claim.StateID
 	if here && (l.opts.Running == nil || !l.opts.Running(other.Backup)) {
 		l.repo.log.Info("earlier backup was interrupted", "backup", string(other.Backup), "pid", other.PID)
@@ -167,6 +174,34 @@ func (l *Lease) refuse(ctx context.Context, s source, info storage.Info) error {
 func (l *Lease) Renew(ctx context.Context) error {
 	l.renewed++
 	return l.put(ctx, l.renewed)
+}
+
+// Hold keeps the claim alive until the returned function is called. A claim that
+// cannot be renewed ends the work by cancel: another host may take it for dead.
+func (l *Lease) Hold(ctx context.Context, cancel context.CancelCauseFunc) (stop func()) {
+	quit := make(chan struct{})
+	var done sync.WaitGroup
+	done.Go(func() {
+		tick := time.NewTicker(ClaimRenewal)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				if err := l.Renew(ctx); err != nil {
+					cancel(fmt.Errorf("renew claim: %w", err))
+					return
+				}
+			case <-ctx.Done():
+				return
+			case <-quit:
+				return
+			}
+		}
+	})
+	return func() {
+		close(quit)
+		done.Wait()
+	}
 }
 
 // Release removes the claim. Where these credentials may not delete, it is

@@ -26,7 +26,7 @@ func claimOf(name BackupName, host string) Claim {
 func claimAt(m *memory, c Claim, n int, at time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	body := fmt.Sprintf(`{"backup":%q,"host":%q,"state_id":%q,"state_directory":%q,"pid":7}`, c.Backup, c.Host, c.StateID, c.State)
+	body := fmt.Sprintf(`{"backup":%q,"host":%q,"state_id":%q,"state_directory":%q,"pid":7,"compacts":%q}`, c.Backup, c.Host, c.StateID, c.State, c.Compacts)
 	m.objects[testCluster.claimKey(c.Backup, n)] = memoryObject{[]byte(body), at}
 }
 
@@ -56,6 +56,11 @@ func TestClaim(t *testing.T) {
 		"renewed and expired": {func(m *memory) {
 			claimAt(m, theirs, 0, testTime.Add(-2*time.Hour))
 			claimAt(m, theirs, 1, testTime.Add(-time.Hour))
+		}, false},
+		"another is being compacted": {func(m *memory) {
+			c := theirs
+			c.Compacts = "20261118T101530Z-aaaaaa"
+			claimAt(m, c, 0, testTime.Add(-time.Second))
 		}, false},
 		"our own dead run": {func(m *memory) { c := ours; c.Backup = otherName; claimAt(m, c, 0, testTime.Add(-time.Second)) }, false},
 		"same host, another state": {func(m *memory) {

@@ -136,8 +136,8 @@ func parseDropped(name string) (DroppedRange, bool) {
 }
 
 // Gap says why a segment that is not in the repository must have been there:
-// a later segment of its timeline is, or a descendant left the timeline behind
-// it, or it is recorded that it was dropped. An empty reason means that the WAL
+// a later segment of its timeline is, or a part of one, or a descendant left the
+// timeline behind it, or it is recorded that it was dropped. An empty reason means that the WAL
 // simply ends before it. The listings that this needs run side by side.
 func (r *Repository) Gap(ctx context.Context, cluster ClusterID, f postgres.WALFile, size postgres.SegmentSize) (reason string, err error) {
 	looks := []func() (string, error){
@@ -149,6 +149,9 @@ func (r *Repository) Gap(ctx context.Context, cluster ClusterID, f postgres.WALF
 				}
 				return "the later segment " + later + " is there", nil
 			})
+		},
+		func() (string, error) {
+			return r.firstReason(func(p *place) (string, error) { return laterStreamed(ctx, p, cluster, f, size) })
 		},
 		func() (string, error) {
 			return r.firstReason(func(p *place) (string, error) {
@@ -234,6 +237,25 @@ func laterSegment(ctx context.Context, p *place, cluster ClusterID, f postgres.W
 		later, err := postgres.ParseWALFile(name)
 		if err == nil && later.Kind == postgres.WALSegment && later.Timeline == f.Timeline && later.Name > f.Name {
 			return later.Name, nil
+		}
+	}
+	return "", nil
+}
+
+// laterStreamed says which part of a later segment there is. A receiver stores
+// none before all segments before it are whole, unless it went on behind a gap.
+func laterStreamed(ctx context.Context, p *place, cluster ClusterID, f postgres.WALFile, size postgres.SegmentSize) (string, error) {
+	segment, err := f.Segment(size)
+	if err != nil {
+		return "", fmt.Errorf("look for later streamed WAL: %w", err)
+	}
+	prefix := cluster.streamPrefix(f.Timeline)
+	for info, err := range p.Bucket.List(ctx, prefix, fmt.Sprintf("%s%016X", prefix, uint64(segment.End(size)))) {
+		if err != nil {
+			return "", fmt.Errorf("look for later streamed WAL: %w", err)
+		}
+		if g, ok := parseStreamName(f.Timeline, strings.TrimPrefix(info.Key, prefix)); ok {
+			return "the later WAL " + g.String() + " is there", nil
 		}
 	}
 	return "", nil

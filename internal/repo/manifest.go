@@ -246,8 +246,8 @@ func sharedPrefix(a, b string) int {
 func (m *ManifestWriter) flush(ctx context.Context) error {
 	if !m.section.empty() {
 		ref := SectionRef{Owner: m.header.Backup}
-		for id := range m.section.frames {
-			m.need(id)
+		for _, p := range m.section.packs {
+			m.need(p.id)
 		}
 		body := m.section.encode(m.header.BlockSize)
 		for len(body) > 0 {

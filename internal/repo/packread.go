@@ -12,9 +12,63 @@ import (
 	"agent/internal/errs"
 )
 
-// PackStream yields the opened content of a stored pack in order, from one
-// GET, and proves at its end that the whole object is what was stored.
+// PackStream yields frames of a stored pack in order, and proves what it gave:
+// either the whole object at its end, from one GET, or each frame by itself.
 type PackStream struct {
+	from source
+	key  string
+	body packBody
+}
+
+// packBody is how the opened content of a pack comes here. Its errors name the
+// pack.
+type packBody interface {
+	readFrame(offset int64, dst []byte) error
+	finish() error
+	whole() bool
+	Close() error
+}
+
+// ReadFrame reads the stored bytes of a frame into dst, which has the frame's
+// length. Frames are asked for by rising offset; what lies between is skipped.
+func (s *PackStream) ReadFrame(offset int64, dst []byte) error { return s.body.readFrame(offset, dst) }
+
+// Finish ends the reading. Where the whole pack is read it compares it with what
+// was stored; where not, the checksum in each frame is all there is
+// (ReadFrames).
+func (s *PackStream) Finish() error { return s.body.finish() }
+
+// Whole reports whether Finish proves what was read.
+func (s *PackStream) Whole() bool { return s.body.whole() }
+
+// Damaged says that the pack's content is not what was stored.
+func (s *PackStream) Damaged(err error) error { return s.from.damaged(err, s.key) }
+
+// ReadPack opens a pack of the cluster and lets use read it, to its end
+// (Finish) if it is to be proved. want is its entry in the list of packs. If
+// the copy turns out to be damaged, or its store fails, use is called again,
+// from the beginning, for another copy.
+func (r *Repository) ReadPack(ctx context.Context, cluster ClusterID, backup BackupName, want Pack, use func(*PackStream) error) error {
+	return r.readPack(ctx, cluster, backup, want, use, source.openPack)
+}
+
+// packOpener is how one copy of a pack is opened.
+type packOpener = func(s source, ctx context.Context, key string, want Pack) (packBody, error)
+
+func (r *Repository) readPack(ctx context.Context, cluster ClusterID, backup BackupName, want Pack, use func(*PackStream) error, open packOpener) error {
+	key := cluster.packKey(backup, want.Number)
+	err := r.read(ctx, key, expected, func(from source) error {
+		body, err := open(from, ctx, key, want)
+		if err != nil {
+			return err
+		}
+		return errors.Join(use(&PackStream{from: from, key: key, body: body}), body.Close())
+	})
+	return missing(err, key, r.String())
+}
+
+// wholePack reads a pack to its end.
+type wholePack struct {
 	from source
 	key  string
 	want Pack
@@ -25,42 +79,29 @@ type PackStream struct {
 	hash hash.Hash // of the stored bytes
 }
 
-// ReadPack opens a pack of the cluster and lets use read it, to its end
-// (Finish) if it is to be proved. want is its entry in the list of packs. If
-// the copy turns out to be damaged, or its store fails, use is called again,
-// from the beginning, for another copy.
-func (r *Repository) ReadPack(ctx context.Context, cluster ClusterID, backup BackupName, want Pack, use func(*PackStream) error) error {
-	key := cluster.packKey(backup, want.Number)
-	err := r.read(ctx, key, expected, func(from source) error {
-		s, err := from.openPack(ctx, key, want)
-		if err != nil {
-			return err
-		}
-		return errors.Join(use(s), s.body.Close())
-	})
-	return missing(err, key, r.String())
-}
-
-func (s source) openPack(ctx context.Context, key string, want Pack) (*PackStream, error) {
+func (s source) openPack(ctx context.Context, key string, want Pack) (packBody, error) {
 	body, info, err := s.get(ctx, key)
 	if err != nil {
 		return nil, err
 	}
 	if info.Size != want.Size {
-		err := s.damaged(fmt.Errorf("it has %d bytes instead of %d", info.Size, want.Size), key)
-		return nil, errors.Join(err, body.Close())
+		return nil, errors.Join(s.otherSize(info.Size, want.Size, key), body.Close())
 	}
 	// age authenticates that the bytes are those of some pack; that they are
 	// this pack's the hash alone says.
 	sum := sha256.New()
-	p := &PackStream{from: s, key: key, want: want, src: &storeReader{r: io.TeeReader(body, sum)}, body: body, hash: sum}
+	p := &wholePack{from: s, key: key, want: want, src: &storeReader{r: io.TeeReader(body, sum)}, body: body, hash: sum}
 	if err := p.unseal(); err != nil {
 		return nil, errors.Join(err, body.Close())
 	}
 	return p, nil
 }
 
-func (s *PackStream) unseal() error {
+func (s source) otherSize(is, want int64, key string) error {
+	return s.damaged(fmt.Errorf("it has %d bytes instead of %d", is, want), key)
+}
+
+func (s *wholePack) unseal() error {
 	head, rest, err := peek(s.src)
 	if err != nil {
 		return s.src.orDamaged(s.from, err, s.key)
@@ -75,16 +116,14 @@ func (s *PackStream) unseal() error {
 	// Damage to the header looks like a key that does not fit; the hash tells.
 	if errs.KindOf(err) == errs.Identity {
 		s.r = rest
-		if damage := s.Finish(); damage != nil {
+		if damage := s.finish(); damage != nil {
 			return damage
 		}
 	}
 	return s.src.orDamaged(s.from, err, s.key)
 }
 
-// ReadFrame reads the stored bytes of a frame into dst, which has the frame's
-// length. Frames are asked for by rising offset; what lies between is skipped.
-func (s *PackStream) ReadFrame(offset int64, dst []byte) error {
+func (s *wholePack) readFrame(offset int64, dst []byte) error {
 	if offset < s.pos {
 		return fmt.Errorf("read frame at %d of %s: already past it", offset, s.key)
 	}
@@ -104,16 +143,17 @@ func (s *PackStream) ReadFrame(offset int64, dst []byte) error {
 	return nil
 }
 
-// Finish reads the rest and compares the whole with what was stored.
-func (s *PackStream) Finish() error {
+func (s *wholePack) finish() error {
 	if _, err := io.Copy(io.Discard, s.r); err != nil {
 		return s.src.orDamaged(s.from, err, s.key)
 	}
 	if Digest(s.hash.Sum(nil)) != s.want.SHA256 {
-		return s.Damaged(errors.New("its SHA-256 is not that of what was stored"))
+		return s.from.damaged(errors.New("its SHA-256 is not that of what was stored"), s.key)
 	}
 	return nil
 }
 
-// Damaged says that the pack's content is not what was stored.
-func (s *PackStream) Damaged(err error) error { return s.from.damaged(err, s.key) }
+func (s *wholePack) whole() bool { return true }
+
+// Close gives up the transfer.
+func (s *wholePack) Close() error { return s.body.Close() }

@@ -51,6 +51,7 @@ type FrameRef struct {
 	Pack              uint32
 	Offset, Length    int64 // stored, after opening
 	RawOffset, RawLen int64
+	Ending            [4]byte // the last stored bytes, a checksum of the raw ones
 }
 
 // PackSet gathers the packs of one backup while it is written: their numbers
@@ -129,7 +130,7 @@ func (w *Writer) Append(ctx context.Context, frame []byte, rawLen int64) (FrameR
 	if _, err := p.seal.Write(frame); err != nil {
 		return FrameRef{}, fmt.Errorf("seal frame: %w", err)
 	}
-	ref := FrameRef{Pack: p.number, Offset: p.offset, Length: int64(len(frame)), RawOffset: p.raw, RawLen: rawLen}
+	ref := FrameRef{Pack: p.number, Offset: p.offset, Length: int64(len(frame)), RawOffset: p.raw, RawLen: rawLen, Ending: ending(frame)}
 	p.offset += int64(len(frame))
 	p.raw += rawLen
 	if p.buf.Len() >= packTarget {
@@ -262,7 +263,7 @@ func (s *PackSet) StoredSize() int64 {
 
 // Frame is the entry of the pack's frame table.
 func (r FrameRef) Frame() Frame {
-	return Frame{Offset: r.Offset, Length: r.Length, RawOffset: r.RawOffset, RawLen: r.RawLen}
+	return Frame{Offset: r.Offset, Length: r.Length, RawOffset: r.RawOffset, RawLen: r.RawLen, Ending: r.Ending}
 }
 
 // MissingPacks says which of these packs is not, or not as it was stored, in

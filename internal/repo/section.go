@@ -1,10 +1,11 @@
 package repo
 
 import (
-	"bytes"
 	"cmp"
+	"encoding/binary"
 	"fmt"
 	"math"
+	"math/bits"
 	"slices"
 
 	"agent/internal/compress"
@@ -39,7 +40,7 @@ const (
 const (
 	leastName  = 1 + len("20261120T101530Z-k3v7qa")
 	leastPack  = 3
-	leastFrame = 4
+	leastFrame = 8
 	leastPart  = 2
 	leastRun   = 2
 )
@@ -72,7 +73,26 @@ func (p Part) Length() int64 {
 }
 
 // Frame is an entry of a pack's frame table: FrameRef without the pack.
-type Frame struct{ Offset, Length, RawOffset, RawLen int64 }
+type Frame struct {
+	Offset, Length, RawOffset, RawLen int64
+	// Ending is the last four stored bytes, the checksum of the raw ones. So a
+	// frame that is whole and lies where another one must be is noticed also
+	// where the pack's hash is not compared.
+	Ending [4]byte
+}
+
+// Proves reports whether stored can be the frame, by its ending; decoding it
+// shows that its raw bytes are those of the ending.
+func (f *Frame) Proves(stored []byte) bool {
+	return int64(len(stored)) == f.Length && ending(stored) == f.Ending
+}
+
+func ending(stored []byte) (e [4]byte) {
+	if len(stored) >= len(e) {
+		copy(e[:], stored[len(stored)-len(e):])
+	}
+	return e
+}
 
 // Section is a decoded section.
 type Section struct {
@@ -90,39 +110,76 @@ type SectionRef struct {
 
 // sectionBuilder gathers parts and the frames they use until it is full.
 type sectionBuilder struct {
-	parts  []Part
-	frames map[PackID]map[int64]Frame // by raw offset
-	runs   int
-	span   int64
+	parts []Part
+	// in says for each run of each part which pack of packs it is in.
+	in    [][]int32
+	packs []builtPack
+	index map[PackID]int32 // of packs
+	last  [2]int32         // packs of the last runs
+	runs  int
+	span  int64
+}
+
+// builtPack is a pack that a section uses.
+type builtPack struct {
+	id   PackID
+	used map[int64]Frame // by raw offset
+	// For the part that is being added: the frames that its runs may use, where
+	// the last run ended, and the last one that was noted.
+	all          []Frame
+	part         int
+	frame, noted int
 }
 
 // add takes a part, and of the frames those that it uses.
 func (s *sectionBuilder) add(p Part, frames map[PackID][]Frame) error {
-	if s.frames == nil {
-		s.frames = make(map[PackID]map[int64]Frame)
-	}
 	s.parts = append(s.parts, p)
+	in := make([]int32, len(p.Runs))
+	s.in = append(s.in, in)
 	s.runs += len(p.Runs)
-	for _, r := range p.Runs {
+	for i, r := range p.Runs {
 		s.span += r.Length
 		if r.Zero {
 			continue
 		}
-		table := s.frames[r.Pack]
-		if table == nil {
-			table = make(map[int64]Frame)
-			s.frames[r.Pack] = table
+		in[i] = s.pack(r.Pack)
+		t := &s.packs[in[i]]
+		if t.part != len(s.parts) {
+			t.all, t.part, t.frame, t.noted = frames[r.Pack], len(s.parts), 0, -1
 		}
-		all := frames[r.Pack]
-		i, ok := FrameAt(all, r.Raw)
-		for end := r.Raw + r.Length; ok && i < len(all) && all[i].RawOffset < end; i++ {
-			table[all[i].RawOffset] = all[i]
+		first, n, ok := cover(t.all, t.frame, r.Raw, r.Length)
+		for at := first; at < first+n; at++ {
+			if at != t.noted {
+				t.used[t.all[at].RawOffset], t.noted = t.all[at], at
+			}
+			t.frame = at
 		}
-		if !covered(all, r.Raw, r.Length) {
+		if !ok {
 			return fmt.Errorf("add part: %s: its frames are not known", r)
 		}
 	}
 	return nil
+}
+
+// pack is the index of a pack. Runs come from few of them by turns, so that the
+// last two save most look-ups.
+func (s *sectionBuilder) pack(id PackID) int32 {
+	for _, n := range s.last {
+		if int(n) < len(s.packs) && s.packs[n].id == id {
+			return n
+		}
+	}
+	n, ok := s.index[id]
+	if !ok {
+		if s.index == nil {
+			s.index = make(map[PackID]int32)
+		}
+		n = int32(len(s.packs))
+		s.index[id] = n
+		s.packs = append(s.packs, builtPack{id: id, used: make(map[int64]Frame)})
+	}
+	s.last[1], s.last[0] = s.last[0], n
+	return n
 }
 
 func (s *sectionBuilder) empty() bool { return len(s.parts) == 0 }
@@ -137,34 +194,37 @@ func (s *sectionBuilder) encode(unit int64) []byte {
 	var e encoder
 	e.byte(sectionVersion)
 
-	ids := make([]PackID, 0, len(s.frames))
-	for id := range s.frames {
-		ids = append(ids, id)
+	order := make([]int, len(s.packs))
+	for i := range order {
+		order[i] = i
 	}
-	slices.SortFunc(ids, func(a, b PackID) int {
-		return cmp.Or(cmp.Compare(a.Backup, b.Backup), cmp.Compare(a.Number, b.Number))
+	slices.SortFunc(order, func(a, b int) int {
+		x, y := s.packs[a].id, s.packs[b].id
+		return cmp.Or(cmp.Compare(x.Backup, y.Backup), cmp.Compare(x.Number, y.Number))
 	})
 	var names []BackupName
-	for _, id := range ids {
-		if len(names) == 0 || names[len(names)-1] != id.Backup {
-			names = append(names, id.Backup)
+	for _, n := range order {
+		if name := s.packs[n].id.Backup; len(names) == 0 || names[len(names)-1] != name {
+			names = append(names, name)
 		}
 	}
 	e.uint(uint64(len(names)))
 	for _, n := range names {
 		e.string(string(n))
 	}
-	e.uint(uint64(len(ids)))
-	index := make(map[PackID]uint64, len(ids))
-	for i, id := range ids {
-		index[id] = uint64(i)
-		e.uint(uint64(slices.Index(names, id.Backup)))
-		e.uint(uint64(id.Number))
-		encodeFrames(&e, s.frames[id])
+	e.uint(uint64(len(order)))
+	place := make([]int32, len(order))
+	for i, n := range order {
+		place[n] = int32(i)
+		e.uint(uint64(slices.Index(names, s.packs[n].id.Backup)))
+		e.uint(uint64(s.packs[n].id.Number))
+		encodeFrames(&e, s.packs[n].used)
 	}
 	e.uint(uint64(len(s.parts)))
-	for _, p := range s.parts {
-		encodePart(&e, p, index, unit)
+	ended := make([]int64, len(order))
+	for i, p := range s.parts {
+		clear(ended)
+		encodePart(&e, p, s.in[i], place, ended, unit)
 	}
 	return e.b
 }
@@ -207,45 +267,49 @@ func encodeFrames(e *encoder, table map[int64]Frame) {
 		e.size(f.RawOffset - raw)
 		e.size(f.Length)
 		e.size(f.RawLen)
+		e.b = append(e.b, f.Ending[:]...)
 		offset, raw = f.Offset+f.Length, f.RawOffset+f.RawLen
 	}
 }
 
 // encodePart writes the runs of a part. Each run is its length, its pack's
-// index plus one (0 for zeros), and the distance of its raw offset from where
-// the part's previous run in the same pack ended: mostly 0.
-func encodePart(e *encoder, p Part, index map[PackID]uint64, unit int64) {
+// place plus one (0 for zeros), and the distance of its raw offset from where
+// the part's previous run in the same pack ended: mostly 0. Block sizes are powers
+// of two.
+func encodePart(e *encoder, p Part, in, place []int32, ended []int64, unit int64) {
+	all := int64(0)
 	for _, r := range p.Runs {
-		if r.Length%unit != 0 || (!r.Zero && r.Raw%unit != 0) {
-			unit = 1
-			break
-		}
+		all |= r.Length | r.Raw
 	}
-	e.uint(uint64(unit))
+	if all&(unit-1) != 0 || unit&(unit-1) != 0 {
+		unit = 1
+	}
+	shift := bits.TrailingZeros64(uint64(unit))
+	e.size(unit)
 	e.uint(uint64(len(p.Runs)))
-	at := make(map[uint64]int64)
-	for _, r := range p.Runs {
-		e.size(r.Length / unit)
+	b := e.b
+	for i, r := range p.Runs {
+		b = binary.AppendUvarint(b, uint64(r.Length>>shift))
 		if r.Zero {
-			e.uint(0)
+			b = append(b, 0)
 			continue
 		}
-		i := index[r.Pack]
-		e.uint(i + 1)
-		e.int((r.Raw - at[i]) / unit)
-		at[i] = r.Raw + r.Length
+		n := place[in[i]]
+		b = binary.AppendUvarint(b, uint64(n)+1)
+		b = binary.AppendVarint(b, (r.Raw-ended[n])>>shift)
+		ended[n] = r.Raw + r.Length
 	}
+	e.b = b
 }
 
 // decodeSection reads a section and refuses one whose runs are not wholly
 // inside the frames that it lists.
 func decodeSection(b []byte) (*Section, error) {
-	r := bytes.NewReader(b)
-	d := &decoder{r: r}
+	d := &decoder{b: b}
 	if v := d.byte(); d.err == nil && v != sectionVersion {
 		d.malformed("section version %d is unknown", v)
 	}
-	names := make([]BackupName, d.size(int64(r.Len()/leastName)))
+	names := make([]BackupName, d.size(int64(d.left()/leastName)))
 	for i := range names {
 		name, err := ParseBackupName(d.string())
 		if d.err == nil && err != nil {
@@ -256,9 +320,9 @@ func decodeSection(b []byte) (*Section, error) {
 		}
 		names[i] = name
 	}
-	ids := make([]PackID, d.size(int64(r.Len()/leastPack)))
-	s := &Section{Frames: make(map[PackID][]Frame, len(ids))}
-	for i := range ids {
+	packs := make([]tablePack, d.size(int64(d.left()/leastPack)))
+	s := &Section{Frames: make(map[PackID][]Frame, len(packs))}
+	for i := range packs {
 		n := d.uint()
 		number := d.size(math.MaxUint32)
 		if d.err == nil && n >= uint64(len(names)) {
@@ -267,22 +331,32 @@ func decodeSection(b []byte) (*Section, error) {
 		if d.err != nil {
 			return nil, d.err
 		}
-		ids[i] = PackID{names[n], uint32(number)}
-		s.Frames[ids[i]] = decodeFrames(d, int64(r.Len()/leastFrame))
+		id := PackID{names[n], uint32(number)}
+		packs[i] = tablePack{id: id, frames: decodeFrames(d, int64(d.left()/leastFrame))}
+		s.Frames[id] = packs[i].frames
 	}
-	parts, runs := d.size(int64(r.Len()/leastPart)), int64(maxRuns)
+	parts, runs := d.size(int64(d.left()/leastPart)), int64(maxRuns)
 	for range parts {
-		p := decodePart(d, ids, s.Frames, min(runs, int64(r.Len()/leastRun)))
+		p := decodePart(d, packs, min(runs, int64(d.left()/leastRun)))
 		runs -= int64(len(p.Runs))
 		s.Parts = append(s.Parts, p)
 		if d.err != nil {
 			return nil, d.err
 		}
 	}
-	if _, err := d.r.ReadByte(); d.err == nil && err == nil {
+	if d.err == nil && d.left() > 0 {
 		d.malformed("bytes after the last part")
 	}
 	return s, d.err
+}
+
+// tablePack is a pack of a section that is read.
+type tablePack struct {
+	id     PackID
+	frames []Frame
+	// Of the part that is read: where the last run ended, in which frame.
+	ended int64
+	frame int
 }
 
 func decodeFrames(d *decoder, limit int64) []Frame {
@@ -291,6 +365,7 @@ func decodeFrames(d *decoder, limit int64) []Frame {
 	for i := range frames {
 		f := Frame{Offset: offset + d.size(maxPackSpan), RawOffset: raw + d.size(maxPackSpan)}
 		f.Length, f.RawLen = d.size(maxStoredFrame), d.size(maxRawFrame)
+		d.bytes(f.Ending[:])
 		frames[i] = f
 		offset, raw = f.Offset+f.Length, f.RawOffset+f.RawLen
 		if d.err != nil {
@@ -300,7 +375,7 @@ func decodeFrames(d *decoder, limit int64) []Frame {
 	return frames
 }
 
-func decodePart(d *decoder, ids []PackID, frames map[PackID][]Frame, limit int64) Part {
+func decodePart(d *decoder, packs []tablePack, limit int64) Part {
 	unit := d.size(1 << 20)
 	n := d.size(limit)
 	if d.err == nil && unit == 0 {
@@ -309,37 +384,45 @@ func decodePart(d *decoder, ids []PackID, frames map[PackID][]Frame, limit int64
 	if d.err != nil {
 		return Part{}
 	}
-	p := Part{Runs: make([]Run, 0, n)}
-	at := make(map[uint64]int64)
-	total := int64(0)
-	for range n {
-		r := Run{Length: d.size(math.MaxInt64/unit) * unit}
+	for i := range packs {
+		packs[i].ended, packs[i].frame = 0, 0
+	}
+	runs := make([]Run, n)
+	total, longest := int64(0), math.MaxInt64/unit
+	for at := range runs {
+		r := &runs[at]
+		r.Length = d.size(longest) * unit
 		i := d.uint()
-		if i == 0 {
-			r.Zero = true
-		} else {
-			if d.err == nil && i > uint64(len(ids)) {
-				d.malformed("run in pack %d of %d", i, len(ids))
-			}
-			delta := d.int()
-			if d.err != nil {
-				return p
-			}
-			r.Pack, r.Raw = ids[i-1], at[i-1]+delta*unit
-			at[i-1] = r.Raw + r.Length
-			if !covered(frames[r.Pack], r.Raw, r.Length) {
-				d.malformed("run of %d bytes at %d of pack %08x is not inside its frames", r.Length, r.Raw, r.Pack.Number)
-			}
-		}
 		if total += r.Length; d.err == nil && (r.Length <= 0 || total < 0) {
 			d.malformed("run of length %d", r.Length)
 		}
-		if d.err != nil {
-			return p
+		if i == 0 {
+			r.Zero = true
+		} else {
+			decodePlace(d, r, i, packs, unit)
 		}
-		p.Runs = append(p.Runs, r)
+		if d.err != nil {
+			return Part{}
+		}
 	}
-	return p
+	return Part{Runs: runs}
+}
+
+// decodePlace reads where in the pack of number i, from 1, a run lies.
+func decodePlace(d *decoder, r *Run, i uint64, packs []tablePack, unit int64) {
+	if i > uint64(len(packs)) {
+		d.malformed("run in pack %d of %d", i, len(packs))
+		return
+	}
+	t := &packs[i-1]
+	r.Pack, r.Raw = t.id, t.ended+d.int()*unit
+	t.ended = r.Raw + r.Length
+	first, n, ok := cover(t.frames, t.frame, r.Raw, r.Length)
+	if !ok {
+		d.malformed("run of %d bytes at %d of pack %08x is not inside its frames", r.Length, r.Raw, r.Pack.Number)
+		return
+	}
+	t.frame = first + n - 1
 }
 
 // FrameAt returns the index of the frame that holds the raw offset.
@@ -356,26 +439,37 @@ func FrameAt(frames []Frame, raw int64) (int, bool) {
 	return i, true
 }
 
-// covered reports whether [raw, raw+length) lies in frames without a hole.
-func covered(frames []Frame, raw, length int64) bool {
+// cover finds the frames that hold [raw, raw+length): n from the first on, which
+// is looked for in the frame at hint and the next one before all others. ok is
+// false if they do not hold all of it without a hole.
+func cover(frames []Frame, hint int, raw, length int64) (first, n int, ok bool) {
 	if length <= 0 || raw < 0 || length > math.MaxInt64-raw {
-		return false
+		return 0, 0, false
 	}
-	i, ok := FrameAt(frames, raw)
-	if !ok {
-		return false
-	}
-	end := raw + length
-	for at := frames[i].RawOffset; i < len(frames); i++ {
-		if frames[i].RawOffset != at || frames[i].RawLen <= 0 {
-			return false
-		}
-		if at += frames[i].RawLen; at >= end {
-			return true
+	switch {
+	case hint < len(frames) && frames[hint].holds(raw):
+		first = hint
+	case hint+1 < len(frames) && frames[hint+1].holds(raw):
+		first = hint + 1
+	default:
+		if first, ok = FrameAt(frames, raw); !ok {
+			return 0, 0, false
 		}
 	}
-	return false
+	at, end := frames[first].RawOffset, raw+length
+	for _, f := range frames[first:] {
+		if f.RawOffset != at || f.RawLen <= 0 {
+			return first, n, false
+		}
+		n++
+		if at += f.RawLen; at >= end {
+			return first, n, true
+		}
+	}
+	return first, n, false
 }
+
+func (f *Frame) holds(raw int64) bool { return raw >= f.RawOffset && raw < f.RawOffset+f.RawLen }
 
 func (r Run) String() string {
 	if r.Zero {

@@ -41,6 +41,7 @@ func drawSection(t *rapid.T) *sectionBuilder {
 				f := Frame{
 					Offset: offset, Length: rapid.Int64Range(1, maxStoredFrame).Draw(t, "length"),
 					RawOffset: raw, RawLen: rapid.Int64Range(1, maxRawFrame/unit).Draw(t, "blocks") * unit,
+					Ending: [4]byte{byte(raw), byte(offset), byte(raw >> 8), 1},
 				}
 				offset, raw = offset+f.Length, raw+f.RawLen
 				s.frames = append(s.frames, f)
@@ -82,10 +83,11 @@ func TestSectionRoundTrip(t *testing.T) {
 		if d := cmp.Diff(b.parts, got.Parts); d != "" {
 			t.Fatalf("parts differ (-written +read):\n%s", d)
 		}
-		if len(got.Frames) != len(b.frames) {
-			t.Fatalf("%d frame tables instead of %d", len(got.Frames), len(b.frames))
+		if len(got.Frames) != len(b.packs) {
+			t.Fatalf("%d frame tables instead of %d", len(got.Frames), len(b.packs))
 		}
-		for id, table := range b.frames {
+		for _, p := range b.packs {
+			id, table := p.id, p.used
 			if len(got.Frames[id]) != len(table) {
 				t.Fatalf("%d frames of %v instead of %d", len(got.Frames[id]), id, len(table))
 			}

@@ -148,6 +148,34 @@ func TestReadStreamedBad(t *testing.T) {
 	}
 }
 
+// A segment that is missing before a part of a later one must have been there.
+func TestGapBeforeStreamed(t *testing.T) {
+	const size = postgres.MinSegmentSize
+	r := testRepo(newMemory(), Keys{}, compress.Setting{})
+	gap := func(name string) string {
+		reason, err := r.Gap(t.Context(), testCluster, walFile(t, name), size)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return reason
+	}
+	number := piece(0, 9000).Start.Segment(size)
+	at := func(tli postgres.Timeline, n uint64) string {
+		return postgres.Segment{Timeline: tli, Number: n}.Name(size)
+	}
+	if reason := gap(at(1, number-1)); reason != "" {
+		t.Errorf("nothing is there: %s", reason)
+	}
+	if err := putPiece(t, r, noise(10, 1<<20), 0, 9000); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]bool{at(1, number-1): true, at(1, number): false, at(1, number+1): false, at(2, number-1): false} {
+		if reason := gap(name); (reason != "") != want {
+			t.Errorf("%s: %q", name, reason)
+		}
+	}
+}
+
 func FuzzStreamName(f *testing.F) {
 	f.Add("0000000000900000-0000000000901388")
 	f.Add("-")

@@ -28,15 +28,29 @@ func (e *encoder) string(s string) {
 	e.b = append(e.b, s...)
 }
 
-// decoder takes the primitives back from a byte reader. The first error
-// sticks, so that a record is read without a test after each field.
+// decoder takes the primitives back from bytes in memory or, where there are
+// none, from a reader. The first error sticks, so that a record is read without a
+// test after each field.
 type decoder struct {
+	b   []byte
+	at  int // so far b was read
 	r   io.ByteReader
 	err error
 }
 
+// left is how many bytes there are in memory.
+func (d *decoder) left() int { return len(d.b) - d.at }
+
 func (d *decoder) byte() byte {
 	if d.err != nil {
+		return 0
+	}
+	if d.at < len(d.b) {
+		d.at++
+		return d.b[d.at-1]
+	}
+	if d.r == nil {
+		d.fail(io.EOF)
 		return 0
 	}
 	b, err := d.r.ReadByte()
@@ -45,6 +59,13 @@ func (d *decoder) byte() byte {
 }
 
 func (d *decoder) uint() uint64 {
+	if d.err == nil {
+		// Sections have millions of these.
+		if v, n := binary.Uvarint(d.b[d.at:]); n > 0 {
+			d.at += n
+			return v
+		}
+	}
 	var v uint64
 	for shift := 0; ; shift += 7 {
 		b := d.byte()

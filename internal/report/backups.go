@@ -29,6 +29,7 @@ type Backup struct {
 	Detector         string    `json:"detector,omitempty"`
 	Resumed          string    `json:"resumed,omitempty"`
 	Reasons          []string  `json:"reasons,omitempty"`
+	CompactedFrom    string    `json:"compacted_from,omitempty"`
 	SystemIdentifier string    `json:"system_identifier"`
 	StartTime        time.Time `json:"start_time"`
 	StopTime         time.Time `json:"stop_time"`
@@ -55,13 +56,14 @@ type Backup struct {
 	Encrypted        bool      `json:"encrypted"`
 	Host             string    `json:"host"`
 	DataDirectory    string    `json:"data_directory"`
+	Standby          bool      `json:"standby"`
 	Agent            string    `json:"agent"`
 }
 
 // Of describes a backup.
 func Of(b *repo.Backup) Backup {
 	return Backup{
-		Name: string(b.Name), Type: b.Type, Parent: string(b.Parent), Full: string(b.Full), Depth: b.Depth, Detector: b.Detector,
+		Name: string(b.Name), Type: b.Type, Parent: string(b.Parent), Full: string(b.Full), CompactedFrom: string(b.CompactedFrom), Depth: b.Depth, Detector: b.Detector,
 		Resumed: string(b.Resumed), Reasons: b.Notes, ReadBytes: b.ReadBytes, InheritedBytes: b.InheritedBytes, SystemIdentifier: b.Cluster.String(),
 		StartTime: b.Started, StopTime: b.Stopped, DurationSeconds: b.Stopped.Sub(b.Started).Seconds(),
 		StartLSN: b.StartLSN.String(), StopLSN: b.StopLSN.String(), Timeline: uint32(b.Timeline),
@@ -69,7 +71,7 @@ func Of(b *repo.Backup) Backup {
 		Ratio: ratio(b), Files: b.Files, Packs: b.PackCount, Tablespaces: b.Tablespaces,
 		PostgresVersion: version(b.PostgresVersion), Label: b.Label,
 		DataChecksums: b.Checksums, BadPages: b.BadPages, BadPageSample: b.BadPageSample,
-		Encrypted: b.Sealed, Host: b.Host, DataDirectory: b.Directory, Agent: b.Agent,
+		Encrypted: b.Sealed, Host: b.Host, DataDirectory: b.Directory, Standby: b.Standby, Agent: b.Agent,
 	}
 }
 
@@ -146,6 +148,9 @@ func Show(w io.Writer, b *repo.Backup) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	row(t, "name", d.Name)
 	row(t, "type", d.Type)
+	if d.CompactedFrom != "" {
+		row(t, "compacted from", d.CompactedFrom)
+	}
 	if d.Parent != "" {
 		row(t, "parent", d.Parent)
 		row(t, "chain", fmt.Sprintf("incremental %d since %s", d.Depth, d.Full))
@@ -185,6 +190,7 @@ func Show(w io.Writer, b *repo.Backup) error {
 	}
 	row(t, "host", d.Host)
 	row(t, "data directory", d.DataDirectory)
+	row(t, "from a standby", yesNo(d.Standby))
 	row(t, "agent", d.Agent)
 	if err := t.Flush(); err != nil {
 		return fmt.Errorf("write backup: %w", err)

@@ -107,6 +107,7 @@ func TestJSON(t *testing.T) {
     "encrypted": true,
     "host": "db",
     "data_directory": "/srv/pg",
+    "standby": false,
     "agent": "1.0"
   }
 ]
@@ -159,6 +160,7 @@ damaged pages   2
                 base/5/1 block 9
 host            
 data directory  
+from a standby  no
 agent           
 `
 	if d := cmp.Diff(want, out.String()); d != "" {

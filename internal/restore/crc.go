@@ -44,8 +44,29 @@ func power(n int64) uint32 {
 	return p
 }
 
+// powers remembers powers by length: in a backup of many small pieces a few
+// lengths come again and again. The zero value is ready. It is used by one
+// goroutine.
+type powers struct{ known map[int64]uint32 }
+
+// knownPowers is how many are remembered.
+const knownPowers = 4096
+
+func (p *powers) of(n int64) uint32 {
+	v, ok := p.known[n]
+	if ok {
+		return v
+	}
+	if p.known == nil || len(p.known) >= knownPowers {
+		p.known = make(map[int64]uint32)
+	}
+	v = power(n)
+	p.known[n] = v
+	return v
+}
+
 // combine is the checksum of a followed by b, which is n bytes long.
-func combine(a, b uint32, n int64) uint32 { return multiply(power(n), a) ^ b }
+func (p *powers) combine(a, b uint32, n int64) uint32 { return multiply(p.of(n), a) ^ b }
 
 // zeros is the checksum of n zero bytes.
-func zeros(n int64) uint32 { return ^multiply(power(n), ^uint32(0)) }
+func (p *powers) zeros(n int64) uint32 { return ^multiply(p.of(n), ^uint32(0)) }

@@ -38,10 +38,9 @@ const maxFinal = 64 << 20
 // pending is a file of the batch.
 type pending struct {
 	repo.Entry
-	pieces int // of the plan
-	mu     sync.Mutex
-	sums   []sum  // checksums of the pieces, by offset when complete
-	body   []byte // of a final file, which is held until its turn; otherwise nil
+	mu   sync.Mutex
+	sums []sum  // checksums of the pieces, by offset when complete
+	body []byte // of a final file, which is held until its turn; otherwise nil
 }
 
 type sum struct {
@@ -142,7 +141,7 @@ func (x *run) plan(p *plan, f *pending, parts []repo.FilePart) error {
 		for _, r := range part.Runs {
 			if r.Zero {
 				zero = true
-				f.sums = append(f.sums, sum{offset, r.Length, zeros(r.Length)})
+				f.sums = append(f.sums, sum{offset, r.Length, x.powers.zeros(r.Length)})
 				x.meter.written.Add(r.Length)
 				offset += r.Length
 				continue
@@ -173,12 +172,26 @@ func (p *plan) add(f *pending, r repo.Run, frames []repo.Frame, offset int64) in
 			byOffset[fr.Offset] = plan
 		}
 		n := min(left, fr.RawOffset+fr.RawLen-raw)
-		plan.pieces = append(plan.pieces, piece{file: f, offset: offset, inFrame: raw - fr.RawOffset, length: n})
-		f.pieces++
-		p.pieces++
+		if plan.add(piece{file: f, offset: offset, inFrame: raw - fr.RawOffset, length: n}) {
+			p.pieces++
+		}
 		offset, raw, left = offset+n, raw+n, left-n
 	}
 	return offset
+}
+
+// add reports whether the piece is one more: where it goes on in file and frame
+// it is one with the piece before, and both are one write.
+func (f *framePlan) add(p piece) bool {
+	if n := len(f.pieces); n > 0 {
+		last := &f.pieces[n-1]
+		if last.file == p.file && last.offset+last.length == p.offset && last.inFrame+last.length == p.inFrame {
+			last.length += p.length
+			return false
+		}
+	}
+	f.pieces = append(f.pieces, p)
+	return true
 }
 
 // frameJob is a frame on its way from a pack to a worker.
@@ -265,7 +278,11 @@ func (x *run) fetch(ctx context.Context, id repo.PackID, frames map[int64]*frame
 		order = append(order, f)
 	}
 	slices.SortFunc(order, func(a, b *framePlan) int { return cmp.Compare(a.Offset, b.Offset) })
-	return x.repo.ReadPack(ctx, x.Cluster, id.Backup, want, func(s *repo.PackStream) error {
+	extents := make([]repo.Extent, len(order))
+	for i, f := range order {
+		extents[i] = repo.Extent{Offset: f.Offset, Length: f.Length}
+	}
+	return x.repo.ReadFrames(ctx, x.Cluster, id.Backup, want, extents, func(s *repo.PackStream) error {
 		return hand(ctx, s, order, jobs, buffers)
 	})
 }
@@ -309,7 +326,9 @@ func (x *run) write(ctx context.Context, jobs <-chan frameJob, buffers chan<- []
 				return nil
 			}
 			var err error
-			raw, err = dec.AppendRaw(raw[:0], j.stored)
+			if raw, err = dec.AppendRaw(raw[:0], j.stored); err == nil && !j.plan.Proves(j.stored) {
+				err = fmt.Errorf("frame at %d is another one", j.plan.Offset)
+			}
 			if err == nil && int64(len(raw)) != j.plan.RawLen {
 				err = fmt.Errorf("frame at %d has %d raw bytes instead of %d", j.plan.Offset, len(raw), j.plan.RawLen)
 			}
@@ -382,7 +401,7 @@ func (x *run) complete(f *pending) error {
 		if s.offset != at {
 			return fmt.Errorf("write %s: bytes %d to %d are missing", f.Path, at, s.offset)
 		}
-		crc = combine(crc, s.crc, s.length)
+		crc = x.powers.combine(crc, s.crc, s.length)
 		at += s.length
 	}
 	if at != f.Size {

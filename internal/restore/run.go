@@ -58,6 +58,7 @@ type run struct {
 	dest   *destination
 	verify *pgManifest
 	meter  meter
+	powers powers
 }
 
 // Run restores a backup into a directory that is empty or does not exist.
@@ -229,10 +230,11 @@ func (x *run) restore(ctx context.Context, manifest *repo.Manifest, packs map[re
 }
 
 // archivingOff: a copy that is not the recorded server in its own place must
-// not archive into the production repository under the same names.
+// not archive into the production repository under the same names. Nor must
+// that of a standby, which would begin a timeline beside its primary's.
 func (x *run) archivingOff() bool {
 	b := x.choice.Backup
 	recorded := host.Identity{Name: b.Host, Machine: b.Machine, State: b.StateID}
-	inPlace := recorded.Same(x.Host) && b.Directory == x.dest.root
+	inPlace := recorded.Same(x.Host) && b.Directory == x.dest.root && !b.Standby
 	return !inPlace && !x.TakeOver
 }

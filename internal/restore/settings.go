@@ -37,6 +37,10 @@ func (x *run) settings() error {
 		// A number, since "latest" might follow a timeline that somebody
 		// starts while this server recovers.
 		{"recovery_target_timeline", timelineSetting(x.choice.Timeline)},
+		// Of a standby: a recovery shall not lag behind the archive, nor clear an
+		// archive of what another standby has replayed.
+		{"recovery_min_apply_delay", "0"},
+		{"archive_cleanup_command", ""},
 	}
 	// The wanted one goes behind the others: the server applies the settings in
 	// the order of the file, and an empty target after one that is set is a

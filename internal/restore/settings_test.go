@@ -59,7 +59,7 @@ func TestSettingsOfTargets(t *testing.T) {
 	none := map[string]string{
 		"recovery_target": "", "recovery_target_time": "", "recovery_target_lsn": "", "recovery_target_xid": "", "recovery_target_name": "",
 		"recovery_target_inclusive": "on", "recovery_target_action": "pause", "recovery_target_timeline": "2", "restore_command": "get",
-		"archive_mode": "off",
+		"archive_mode": "off", "recovery_min_apply_delay": "0", "archive_cleanup_command": "",
 	}
 	zone := time.FixedZone("", 2*3600)
 	for name, test := range map[string]struct {
@@ -118,20 +118,23 @@ func TestSettingsOfTargets(t *testing.T) {
 func TestArchivingOff(t *testing.T) {
 	here := host.Identity{Name: "db", Machine: "m"}
 	for name, test := range map[string]struct {
-		host host.Identity
-		dir  string
-		take bool
-		off  bool
+		host    host.Identity
+		dir     string
+		standby bool
+		take    bool
+		off     bool
 	}{
-		"the recorded place": {here, "/srv/pg", false, false},
-		"another directory":  {here, "/srv/pg2", false, true},
-		"another host":       {host.Identity{Name: "db2", Machine: "m"}, "/srv/pg", false, true},
-		"another machine":    {host.Identity{Name: "db", Machine: "n"}, "/srv/pg", false, true},
-		"taken over":         {host.Identity{}, "/x", true, false},
+		"the recorded place": {here, "/srv/pg", false, false, false},
+		"another directory":  {here, "/srv/pg2", false, false, true},
+		"another host":       {host.Identity{Name: "db2", Machine: "m"}, "/srv/pg", false, false, true},
+		"another machine":    {host.Identity{Name: "db", Machine: "n"}, "/srv/pg", false, false, true},
+		"taken over":         {host.Identity{}, "/x", false, true, false},
+		"a standby":          {here, "/srv/pg", true, false, true},
+		"a standby's heir":   {here, "/srv/pg", true, true, false},
 	} {
 		x := &run{
 			Options: Options{Host: test.host, TakeOver: test.take},
-			choice:  Choice{Backup: &repo.Backup{Host: "db", Machine: "m", Directory: "/srv/pg"}},
+			choice:  Choice{Backup: &repo.Backup{Host: "db", Machine: "m", Directory: "/srv/pg", Standby: test.standby}},
 			dest:    newDestination(test.dir, 0o700, nil),
 		}
 		if x.archivingOff() != test.off {

@@ -4,7 +4,6 @@
 package restore
 
 import (
-	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -256,6 +255,4 @@ func (l lineage) holds(b *repo.Backup) bool {
 }
 
 // later orders two backups of the lineage.
-func (l lineage) later(a, b *repo.Backup) bool {
-	return cmp.Or(cmp.Compare(a.StopLSN, b.StopLSN), cmp.Compare(a.StartLSN, b.StartLSN), cmp.Compare(a.Name, b.Name)) > 0
-}
+func (l lineage) later(a, b *repo.Backup) bool { return repo.CompareEnds(a, b) > 0 }

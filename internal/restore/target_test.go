@@ -127,6 +127,22 @@ func TestChoose(t *testing.T) {
 	}
 }
 
+// Of backups that end at the same position the compacted one is taken, whatever
+// the names are, and of two compacted ones that with the later name.
+func TestChooseCompacted(t *testing.T) {
+	old, one, two := backup("bbbbbb", 1, 0x1000000, noon, 100), backup("aaaaaa", 1, 0x1000000, noon, 100), backup("aaaaab", 1, 0x1000000, noon, 100)
+	one.CompactedFrom, two.CompactedFrom = old.Name, old.Name
+	for _, backups := range [][]*repo.Backup{{old, one}, {one, old}, {two, one, old}, {one, two, old}} {
+		want := one
+		if len(backups) == 3 {
+			want = two
+		}
+		if c, err := Choose(backups, nil, nil, Target{}, ""); err != nil || c.Backup != want {
+			t.Errorf("of %d backups %v is taken: %v", len(backups), c.Backup, err)
+		}
+	}
+}
+
 // Transaction ids go round at 2^32.
 func TestChooseXIDWraparound(t *testing.T) {
 	backups := []*repo.Backup{

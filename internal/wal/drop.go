@@ -113,10 +113,12 @@ func (d *Dropper) candidate(ctx context.Context, path string) (*dropping, error)
 	return s, nil
 }
 
-// segmentAt is the whole segment at path, if there is one. What is wrong with
-// another file is told by the push.
+// segmentAt is the whole segment at path, if there is one; or the unfinished one
+// of a timeline that was left, N.partial, which is as long, and behind which the
+// server would keep all others. What is wrong with another file is told by the
+// push.
 func segmentAt(path string, size postgres.SegmentSize) (postgres.Segment, os.FileInfo, bool) {
-	segment, err := postgres.ParseSegment(filepath.Base(path), size)
+	segment, err := postgres.ParseSegment(strings.TrimSuffix(filepath.Base(path), ".partial"), size)
 	info, serr := os.Stat(path)
 	return segment, info, err == nil && serr == nil && info.Size() == int64(size)
 }

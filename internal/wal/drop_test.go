@@ -140,6 +140,33 @@ func TestDrop(t *testing.T) {
 	}
 }
 
+// The unfinished segment of a timeline that was left does not keep those behind
+// it.
+func TestDropPartial(t *testing.T) {
+	f := newFlood(t)
+	names := f.wait(20, 21, 22, 23, 24)
+	partial := names[0] + ".partial"
+	for _, ends := range []string{"", ".ready"} {
+		dir := filepath.Join(f.pgdata, "pg_wal")
+		if ends != "" {
+			dir = filepath.Join(dir, "archive_status")
+		}
+		if err := os.Rename(filepath.Join(dir, names[0]+ends), filepath.Join(dir, partial+ends)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := f.asks(partial); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.asks(names[1]); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"00000001-" + names[0] + "-" + names[4] + ".json"}
+	if got := f.stored("gap/*"); !slices.Equal(got, want) {
+		t.Errorf("recorded are %v", got)
+	}
+}
+
 // A segment of the same name that is another file was not dropped.
 func TestDropOtherFile(t *testing.T) {
 	f := newFlood(t)

@@ -113,29 +113,31 @@ func (p *simPacks) frame(n, stored int64) (repo.PackID, int64) {
 		p.list = append(p.list, pack)
 	}
 	id := repo.PackID{Backup: p.name, Number: simFirstPack + p.number}
-	p.frames[id] = append(p.frames[id], repo.Frame{Offset: p.offset, Length: stored, RawOffset: p.raw, RawLen: n})
+	p.frames[id] = append(p.frames[id], repo.Frame{Offset: p.offset, Length: stored, RawOffset: p.raw, RawLen: n, Ending: [4]byte(binary.LittleEndian.AppendUint32(nil, rand.Uint32()))})
 	at := p.raw
 	p.offset, p.raw = p.offset+stored, p.raw+n
 	return id, at
 }
 
-// fresh is the content of a file that is read whole.
-func (p *simPacks) fresh(random *rand.Rand) []repo.FilePart {
+// fresh is the content of two files that are read whole, side by side.
+func (p *simPacks) fresh(random *rand.Rand) [2][]repo.FilePart {
 	p.frames = make(map[repo.PackID][]repo.Frame)
-	var runs []repo.Run
-	for n := 0; n < simFile; n += simFrame {
-		if n%simStretch == 0 && n > 0 && p.number > 0 { // the other worker's
-			p.offset += simStretch / simFrame * simStored
-			p.raw += simStretch
-		}
+	var runs [2][]repo.Run
+	for n := 0; n < 2*simFile; n += simFrame {
+		of := &runs[n/simStretch%2]
 		id, at := p.frame(simFrame, simStored-50_000+random.Int64N(100_000))
-		if last := len(runs) - 1; last >= 0 && runs[last].Pack == id && runs[last].Raw+runs[last].Length == at {
-			runs[last].Length += simFrame
+		if last := len(*of) - 1; last >= 0 && (*of)[last].Pack == id && (*of)[last].Raw+(*of)[last].Length == at {
+			(*of)[last].Length += simFrame
 			continue
 		}
-		runs = append(runs, repo.Run{Length: simFrame, Pack: id, Raw: at})
+		*of = append(*of, repo.Run{Length: simFrame, Pack: id, Raw: at})
 	}
-	return []repo.FilePart{{Part: repo.Part{Runs: runs}, Section: &repo.Section{Frames: p.frames}, Index: -1}}
+	section := &repo.Section{Frames: p.frames}
+	var parts [2][]repo.FilePart
+	for i := range parts {
+		parts[i] = []repo.FilePart{{Part: repo.Part{Runs: runs[i]}, Section: section, Index: -1}}
+	}
+	return parts
 }
 
 // change replaces pages, which rise, in the parts of a file.
@@ -229,8 +231,10 @@ func (s *simulation) backup(title string, fraction float64, every int) simulated
 	packs := &simPacks{name: name, frames: make(map[repo.PackID][]repo.Frame)}
 	var known map[repo.PackID]repo.Pack
 	if len(s.chain) == 0 {
-		for n := range s.files {
-			s.check(w.Add(gctx, repo.Entry{Kind: repo.EntryFile, Path: fmt.Sprintf("base/5/%08d", n), Mode: 0o600, ModTime: began, Size: simFile}, packs.fresh(s.random)))
+		for n := 0; n < s.files; n += 2 {
+			for i, parts := range packs.fresh(s.random) {
+				s.check(w.Add(gctx, repo.Entry{Kind: repo.EntryFile, Path: fmt.Sprintf("base/5/%08d", n+i), Mode: 0o600, ModTime: began, Size: simFile}, parts))
+			}
 		}
 	} else {
 		parent := s.chain[len(s.chain)-1]
@@ -345,8 +349,11 @@ func TestManifest(t *testing.T) {
 		fraction float64
 		every    int
 	}{
-		{"nothing changed", 0, s.files + 1}, {"1% of the files, 1% of their pages", 0.01, 100},
-		{"0.01% of the pages", 0.0001, 1}, {"1% of the pages", 0.01, 1}, {"10% of the pages", 0.1, 1},
+		{"nothing changed", 0, s.files + 1},
+		{"1% of the files, 1% of their pages", 0.01, 100},
+		{"0.01% of the pages", 0.0001, 1},
+		{"1% of the pages", 0.01, 1},
+		{"10% of the pages", 0.1, 1},
 	} {
 		all = append(all, s.backup(c.title, c.fraction, c.every))
 		s.undo()

@@ -149,6 +149,31 @@ func TestRecoveryAhead(t *testing.T) {
 	}
 }
 
+// TestRecoveryAheadInContainer leaves no process to a server that is the first
+// one of its container, which would take its end for a crash of its own.
+func TestRecoveryAheadInContainer(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, plan{Options: harness.Options{WALSegSizeMB: 1}})
+	name := s.push(t).StartWAL
+	dir, state := fresh(t), filepath.Join(s.base, "container")
+	must(t, s.restore(t, dir))
+	pid, log := filepath.Join(dir, "postmaster.pid"), filepath.Join(state, "log", "wal-prefetch.log")
+	fetch := func() {
+		must(t, harness.Agent(t, append(s.elsewhere(), "AGENT_STATE_DIR="+state), "wal-fetch", name, filepath.Join(dir, "pg_wal", "RECOVERYXLOG")))
+	}
+	writeFile(t, pid, []byte("1\n"))
+	fetch()
+	if _, err := os.Stat(log); !os.IsNotExist(err) {
+		t.Errorf("a process was started: %v", err)
+	}
+	writeFile(t, pid, []byte(strconv.Itoa(os.Getpid())+"\n"))
+	fetch()
+	if _, err := os.Stat(log); err != nil {
+		t.Errorf("no process was started: %v", err)
+	}
+	await(t, "the end of the process that fetches ahead", func() bool { return killAll(t, "wal-prefetch", dir) == 0 })
+}
+
 // startQuickly starts a server that takes connections while it recovers.
 func startQuickly(t *testing.T, dir string, major int, env ...string) (*harness.Server, error) {
 	t.Helper()

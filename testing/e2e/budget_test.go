@@ -114,7 +114,7 @@ func TestBudgets(t *testing.T) {
 				s.Exec(t, "CHECKPOINT")
 			}
 			p.taken()
-			r := must(t, s.agent(t, "backup-push"))
+			r := must(t, s.agent(t, "backup-push", "--full"))
 			n, wal, own := count(p.taken())
 			t.Logf("backup-push of %d packs: %s; its WAL: %s", own, n, wal)
 			if i == 0 {
@@ -143,6 +143,16 @@ func TestBudgets(t *testing.T) {
 			})
 		})
 	}
+	t.Run("incremental backup", func(t *testing.T) {
+		p.taken()
+		r := must(t, s.agent(t, "backup-push"))
+		n, wal, own := count(p.taken())
+		t.Logf("incremental backup-push of %d packs: %s; its WAL: %s", own, n, wal)
+		// One look at the parent is all that is read.
+		if !strings.Contains(r.Stdout, "incremental") || n.put > own+6 || n.get > 1 || n.stat > 0 || wal.get+wal.stat+wal.delete > 0 {
+			t.Errorf("an incremental backup of %d packs is %s; its WAL: %s\n%s", own, n, wal, r.Stdout)
+		}
+	})
 	t.Run("fetch", func(t *testing.T) {
 		b := s.backups(t)
 		show := parse[backup](t, must(t, s.agent(t, "backup-show", b[len(b)-1], "--json")).Stdout)

@@ -337,6 +337,12 @@ func TestReceivePromotion(t *testing.T) {
 // standby restores the newest backup as a standby of the server.
 func (s *site) standby(t testing.TB, major int) *harness.Server {
 	t.Helper()
+	return s.standbyOf(t, major, s.Port)
+}
+
+// standbyOf restores the newest backup as a standby that streams from a port.
+func (s *site) standbyOf(t testing.TB, major, port int) *harness.Server {
+	t.Helper()
 	dir := filepath.Join(harness.TempDir(t), "standby")
 	must(t, s.restore(t, dir))
 	if err := os.Remove(filepath.Join(dir, "recovery.signal")); err != nil {
@@ -344,7 +350,7 @@ func (s *site) standby(t testing.TB, major int) *harness.Server {
 	}
 	writeFile(t, filepath.Join(dir, "standby.signal"), nil)
 	return harness.StartExisting(t, dir, major, map[string]string{
-		"primary_conninfo": fmt.Sprintf("host=127.0.0.1 port=%d user=streamer", s.Port),
+		"primary_conninfo": fmt.Sprintf("host=127.0.0.1 port=%d user=streamer", port),
 	}, s.elsewhere()...)
 }
 

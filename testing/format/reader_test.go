@@ -241,7 +241,10 @@ func (f *fields) string() string {
 }
 
 // tableFrame is an entry of a frame table.
-type tableFrame struct{ offset, raw, length, rawLength uint64 }
+type tableFrame struct {
+	offset, raw, length, rawLength uint64
+	ending                         string
+}
 
 // section gives the parts of its files, one after the other.
 type section struct {
@@ -281,7 +284,7 @@ func (r *reader) section(f *fields) (*section, error) {
 		table := make([]tableFrame, s.f.uint())
 		var offset, raw uint64
 		for i := range table {
-			t := tableFrame{offset: offset + s.f.uint(), raw: raw + s.f.uint(), length: s.f.uint(), rawLength: s.f.uint()}
+			t := tableFrame{offset: offset + s.f.uint(), raw: raw + s.f.uint(), length: s.f.uint(), rawLength: s.f.uint(), ending: string(s.f.bytes(4))}
 			table[i], offset, raw = t, t.offset+t.length, t.raw+t.rawLength
 		}
 		s.table = append(s.table, table)
@@ -327,6 +330,9 @@ func (s *section) run(w io.Writer, pack, at, length uint64) error {
 		raw, err := s.r.frame(s.packs[pack], t.offset, t.length, t.rawLength)
 		if err != nil {
 			return err
+		}
+		if stored := s.r.packs[s.packs[pack]][t.offset : t.offset+t.length]; !bytes.HasSuffix(stored, []byte(t.ending)) {
+			return fmt.Errorf("frame at %d of pack %s ends with other bytes", t.offset, s.packs[pack])
 		}
 		n := min(length, t.raw+t.rawLength-at)
 		if _, err := w.Write(raw[at-t.raw:][:n]); err != nil {
