@@ -112,6 +112,41 @@ func (s *site) packs(t *testing.T, name string) (all []repo.Pack) {
 	}
 }
 
+// TestChainOfInterrupted lets the hazards happen between a full backup that is
+// killed and the next one, which goes on with it.
+func TestChainOfInterrupted(t *testing.T) {
+	t.Parallel()
+	const major = harness.DefaultMajor
+	h := &wreck{site: newSite(t, plan{Options: harness.Options{Conf: incrementalConf(major)}}), paths: make(map[string]string)}
+	fast := space(t, h.site, "fast")
+	h.prepare(t, hazards())
+	// Of its own file's path nothing is known, but that the rest lies on both sides.
+	h.Exec(t, "CREATE TABLE ballast AS SELECT g AS i, md5(g::text) AS t FROM generate_series(1, 2500000) g", "CHECKPOINT")
+	total := h.QueryInt(t, "SELECT sum(pg_database_size(oid))::bigint FROM pg_database")
+	killed := h.interrupted(t, total*9/10, "--full")
+
+	h.strike(t, hazards())
+	want := read(t, h.Server)
+	h.Exec(t, "CHECKPOINT")
+	b := h.pushed(t, "--full")
+	if b.Resumed != killed {
+		t.Errorf("%q is resumed, not %s: %q", b.Resumed, killed, b.Reasons)
+	}
+	h.Exec(t, "CHECKPOINT")
+	h.switchWAL(t)
+	c := h.recoverIt(t, b.Name, func(dir string) {
+		got := image{start: lsn(t, b.StartLSN), quiet: true}.compare(t, dir, h.DataDir)
+		if got.pages < 5000 {
+			t.Errorf("only %d pages were compared", got.pages)
+		}
+		verifyBackup(t, h.Server, dir)
+	}, "--tablespace-map", fast+"="+filepath.Join(harness.TempDir(t), "fast"))
+	want.check(t, c)
+	healthy(t, c)
+	c.Stop(t)
+	checksums(t, c)
+}
+
 // TestChainOfBigRelation has a relation of more than one file, which is cut in
 // the second, cut in the first, and made longer again. Its pages are empty but
 // for some at both ends.

@@ -229,6 +229,31 @@ func hazards() []hazard {
 	}
 }
 
+// prepare makes what the hazards happen to.
+func (h *wreck) prepare(t *testing.T, all []hazard) {
+	t.Helper()
+	makeSource(t, h.site)
+	for _, z := range all {
+		h.Exec(t, z.before...)
+	}
+	if h.Major >= 15 {
+		for _, db := range []string{"same_copy", "same_log"} {
+			in(t, h.Server, db, "UPDATE origin SET t = reverse(t)")
+		}
+	}
+}
+
+// strike lets the hazards happen, as far as the server runs meanwhile.
+func (h *wreck) strike(t *testing.T, all []hazard) {
+	t.Helper()
+	for _, z := range all {
+		h.Exec(t, z.after...)
+		if z.do != nil {
+			z.do(t, h)
+		}
+	}
+}
+
 // makeSource makes the database from which others are made.
 func makeSource(t testing.TB, s *site) {
 	t.Helper()
@@ -331,21 +356,13 @@ func happen(t *testing.T, major int, l logging) {
 		paths: make(map[string]string),
 	}
 	fast := space(t, h.site, "fast")
-	makeSource(t, h.site)
 	var all []hazard
 	for _, z := range hazards() {
 		if major >= z.since {
 			all = append(all, z)
 		}
 	}
-	for _, z := range all {
-		h.Exec(t, z.before...)
-	}
-	if major >= 15 {
-		for _, db := range []string{"same_copy", "same_log"} {
-			in(t, h.Server, db, "UPDATE origin SET t = reverse(t)")
-		}
-	}
+	h.prepare(t, all)
 	h.Exec(t, filled("prepared", 300), "BEGIN; INSERT INTO prepared VALUES (1, 'before'); PREPARE TRANSACTION 'before'")
 	full := h.pushed(t)
 	if full.Type != "full" {
@@ -353,12 +370,7 @@ func happen(t *testing.T, major int, l logging) {
 	}
 
 	h.Exec(t, "COMMIT PREPARED 'before'") // or vacuum could remove nothing
-	for _, z := range all {
-		h.Exec(t, z.after...)
-		if z.do != nil {
-			z.do(t, h)
-		}
-	}
+	h.strike(t, all)
 	h.Stop(t)
 	for _, z := range all {
 		if z.down != nil {
@@ -380,6 +392,7 @@ func happen(t *testing.T, major int, l logging) {
 			hinted(t, h.agent(t, "backup-push", "--parent", full.Name, "--detect", d.flag), 2, "wal_log_hints")
 			continue
 		}
+		h.switchWAL(t)
 		made = append(made, h.incremental(t, full.Name, d))
 	}
 	h.Exec(t, "CHECKPOINT")

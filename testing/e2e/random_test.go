@@ -64,7 +64,7 @@ type session struct {
 func prepareChaos(t testing.TB, s *site) {
 	t.Helper()
 	for n := range randomTables {
-		s.Exec(t, createTable(n), fmt.Sprintf("INSERT INTO r%d %s", n, someRows(0, 3000, 300)))
+		s.Exec(t, createTable(n), fmt.Sprintf("INSERT INTO r%d %s", n, someRows(0, 10000, 300)))
 	}
 	s.Exec(t, "CREATE SEQUENCE counter")
 	makeSource(t, s)
@@ -174,9 +174,9 @@ func (w *session) step(ctx context.Context) error {
 func (w *session) choose() []string {
 	table := fmt.Sprintf("r%d", w.rnd.IntN(randomTables))
 	w.next += 1000
-	from := w.rnd.IntN(3000)
+	from := w.rnd.IntN(10000)
 	few := fmt.Sprintf("i BETWEEN %d AND %d", from, from+w.rnd.IntN(300))
-	insert := fmt.Sprintf("INSERT INTO %s %s", table, someRows(w.rnd.IntN(4000), 1+w.rnd.IntN(600), 1+w.rnd.IntN(600)))
+	insert := fmt.Sprintf("INSERT INTO %s %s", table, someRows(w.rnd.IntN(12000), 1+w.rnd.IntN(600), 1+w.rnd.IntN(600)))
 	switch n := w.rnd.IntN(100); {
 	case n < 22:
 		return []string{insert}
@@ -186,7 +186,7 @@ func (w *session) choose() []string {
 		return []string{fmt.Sprintf("DELETE FROM %s WHERE %s", table, few)}
 	case n < 50: // the end of the table goes, and comes back
 		return []string{
-			fmt.Sprintf("DELETE FROM %s WHERE ctid >= '(%d,0)'", table, w.rnd.IntN(20)),
+			fmt.Sprintf("DELETE FROM %s WHERE ctid >= '(%d,0)'", table, w.rnd.IntN(150)),
 			"VACUUM (TRUNCATE) " + table, insert,
 		}
 	case n < 56:
@@ -267,10 +267,13 @@ func randomChain(t *testing.T, major int, seed uint64) {
 	prepareChaos(t, s)
 	oid := s.QueryString(t, "SELECT oid::text FROM pg_database WHERE datname = current_database()")
 	made := []incremental{s.pushed(t)}
+	if rnd.IntN(2) == 0 { // so that more happens while files are read
+		s.settings = append(s.settings, "AGENT_READ_RATE=25MB")
+	}
 	work := startChaos(t, s.Server, seed)
 	all := seen{}
 	for round := range randomRounds {
-		work.more(t, 60)
+		work.more(t, 150)
 		parent := made[len(made)-1]
 		if !sealed && rnd.IntN(3) == 0 { // a host that can open nothing knows the last one alone
 			parent = made[rnd.IntN(len(made))]
@@ -283,7 +286,7 @@ func randomChain(t *testing.T, major int, seed uint64) {
 		b := s.incremental(t, parent.Name, way)
 		made = append(made, b)
 		t.Logf("%s of %s by %s", b.Name, parent.Name, way.name)
-		work.more(t, 20)
+		work.more(t, 5)
 
 		work.paused(func() {
 			want := read(t, s.Server)
