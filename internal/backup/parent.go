@@ -179,6 +179,9 @@ func (b *run) useBase(ctx context.Context, parent *repo.Backup) (reason string, 
 	if err != nil {
 		return fmt.Sprintf("its manifest cannot be read: %v", err), nil
 	}
+	if pack := b.repo.Outlived(packs); pack != "" {
+		return pack + " of its chain is not locked for as long as is promised for this backup", manifest.Close()
+	}
 	b.base = &base{Backup: parent, manifest: manifest, packs: packs}
 	return "", nil
 }

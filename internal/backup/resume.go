@@ -60,6 +60,9 @@ func (b *run) unusable(ctx context.Context, left repo.Backup, packs map[repo.Pac
 	if b.base != nil && left.StartLSN < b.base.StartLSN {
 		return "the parent is newer", nil
 	}
+	if pack := b.repo.Outlived(packs); pack != "" {
+		return pack + " is not locked for as long as is promised for this backup", nil
+	}
 	missing, err := b.repo.MissingPacks(ctx, b.cluster(), packs)
 	if err != nil {
 		return "", err

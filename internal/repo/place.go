@@ -122,6 +122,26 @@ func (p *place) lock(now time.Time) *storage.Lock {
 	return &storage.Lock{Mode: p.Immutable.Mode, Until: p.Immutable.Until(now)}
 }
 
+// Outlived says which of these packs may be deleted before a backup that is made
+// now and borrows them has been kept as long as is promised; empty: none.
+func (r *Repository) Outlived(packs map[PackID]Pack) string {
+	var promised time.Time
+	for _, p := range r.places {
+		if p.Immutable == nil {
+			continue
+		}
+		if until := r.now().Add(p.Immutable.For + lockReserve/2); until.After(promised) {
+			promised = until
+		}
+	}
+	for id, p := range packs {
+		if p.LockedUntil.Before(promised) {
+			return fmt.Sprintf("pack %s/%08x", id.Backup, id.Number)
+		}
+	}
+	return ""
+}
+
 // lockedUntil is the earliest end of the locks of what is written now; zero if
 // no place locks.
 func (r *Repository) lockedUntil() (until time.Time) {
