@@ -61,6 +61,12 @@ backup.`,
 			if err != nil {
 				return err
 			}
+			if incremental.Full && (incremental.Parent != "" || cmd.Flags().Changed("detect")) {
+				return errs.New(errs.Usage, "Give --full, or --parent and --detect.", "a full backup (--full) builds on no other and detects nothing: it does not go with --parent or --detect")
+			}
+			if err := delta.CheckMode(incremental.Detect); err != nil {
+				return err
+			}
 			opts.AllowConcurrent = concurrent
 			incremental.FullEvery, incremental.Most = cfg.FullEvery, cfg.MaxIncrementals
 			opts.Incremental = incremental

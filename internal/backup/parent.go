@@ -281,6 +281,7 @@ func (b *run) detect(ctx context.Context, since *repo.Backup, manifest *repo.Man
 		Source:   delta.Source{Repo: b.repo, Local: summary.NewLocal(filepath.Join(b.StateDir, "summary")), DataDir: b.dataDir},
 		Geometry: delta.Geometry{BlockSize: int64(b.control.BlockSize), RelSegBlocks: b.control.RelSegBlocks},
 		Server:   b.server,
+		Hints:    b.hints(since),
 		Archives: b.info.ArchiveMode == "always" || b.info.ArchiveMode == "on" && !b.info.InRecovery,
 		Databases: func(ctx context.Context) (delta.Databases, error) {
 			return newDatabases(ctx, manifest, b.dataDir)
@@ -291,6 +292,25 @@ func (b *run) detect(ctx context.Context, since *repo.Backup, manifest *repo.Man
 		From: since.StartLSN, ParentStop: since.StopLSN, To: start, History: b.history,
 	})
 }
+
+// hints says why hints may have changed without an LSN since an earlier backup
+// began. Both settings that put them into WAL change only while the server is down.
+func (b *run) hints(since *repo.Backup) string {
+	started := since.Started
+	if since.StateID != b.Host.State {
+		started = started.Add(-clockMargin)
+	}
+	switch {
+	case !b.info.DataChecksums && !b.info.WALLogHints:
+		return "neither page checksums nor wal_log_hints is on, so that VACUUM changes pages without an LSN"
+	case !b.info.Started.Before(started):
+		return fmt.Sprintf("the server was started since (%s): whether page checksums or wal_log_hints were always on is not known", b.info.Started.UTC().Format(time.RFC3339))
+	}
+	return ""
+}
+
+// clockMargin is how far the clocks of two hosts may differ.
+const clockMargin = 10 * time.Minute
 
 // newDatabases are those whose PG_VERSION is not the file that an earlier backup
 // has seen.

@@ -32,6 +32,9 @@ type Detector struct {
 	Source
 	Geometry
 	Server *postgres.Server
+	// Hints says why page LSNs may not tell all changes of hints since the
+	// parent; empty: they do.
+	Hints string
 	// Archives: this server's archiver is to archive what it writes.
 	Archives bool
 	// Databases finds the databases that were made since the parent; it is asked

@@ -18,10 +18,18 @@ import (
 // it cannot see are databases that were copied, whose pages keep their LSNs:
 // whole names those that were made since the parent.
 //
+// VACUUM marks pages as visible to all. Only where changes of hints are in WAL
+// does such a page get an LSN (log_heap_visible in
+// src/backend/access/heap/heapam.c); without it the page would be the parent's, and
+// its bit in the visibility map never cleared.
+//
 // The proof that no WAL without LSNs was written meanwhile is the archive, which
 // is unbroken; and that this is the server from which the parent's WAL came, that
 // the very WAL behind the parent's end was archived from here.
 func byPageLSN(ctx context.Context, d Detector, r Range, whole map[database]bool) (*Changes, error) {
+	if d.Hints != "" {
+		return nil, errors.New(d.Hints)
+	}
 	if err := unbroken(ctx, d.Source, r); err != nil {
 		return nil, err
 	}

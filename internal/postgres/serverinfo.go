@@ -42,6 +42,8 @@ type Info struct {
 	WALSegmentSize SegmentSize
 	BlockSize      uint32 // bytes
 	DataChecksums  bool
+	WALLogHints    bool
+	Started        time.Time // of the postmaster
 
 	Archiver ArchiverStats
 }
@@ -69,8 +71,9 @@ func (s *Server) Info(ctx context.Context) (Info, error) {
 		s.system_identifier, s.catalog_version_no::bigint, pg_is_in_recovery(), c.full_page_writes,
 		CASE WHEN pg_is_in_recovery() THEN greatest(c.timeline_id, r.min_recovery_end_timeline)::bigint
 		     ELSE ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::bigint END
+		, pg_postmaster_start_time()
 		FROM pg_control_system() s, pg_control_checkpoint() c, pg_control_recovery() r`, nil,
-		&info.Version, &info.Role, &info.Database, &sysid, &catver, &info.InRecovery, &fpw, &tli)
+		&info.Version, &info.Role, &info.Database, &sysid, &catver, &info.InRecovery, &fpw, &tli, &info.Started)
 	if err != nil {
 		return Info{}, serverError(err, "read the state of the server", "")
 	}
@@ -113,7 +116,7 @@ func (s *Server) settings(ctx context.Context) (map[string]string, error) {
 	out := map[string]string{}
 	err := s.rows(ctx, `SELECT name, setting FROM pg_settings WHERE name IN ('data_directory', 'config_file', 'hba_file', 'ident_file',
 		'wal_level', 'archive_mode', 'archive_command', 'archive_library', 'summarize_wal', 'full_page_writes',
-		'wal_segment_size', 'block_size', 'data_checksums') AND setting IS NOT NULL`,
+		'wal_segment_size', 'block_size', 'data_checksums', 'wal_log_hints') AND setting IS NOT NULL`,
 		func(rows pgx.Rows) error {
 			var name, setting string
 			err := rows.Scan(&name, &setting)
@@ -146,6 +149,7 @@ func (i *Info) set(settings map[string]string) error {
 	i.SummarizeWAL = settings["summarize_wal"] == "on"
 	i.FullPageWrites = settings["full_page_writes"] == "on"
 	i.DataChecksums = settings["data_checksums"] == "on"
+	i.WALLogHints = settings["wal_log_hints"] == "on"
 	return nil
 }
 

@@ -33,7 +33,7 @@ func TestCompact(t *testing.T) {
 			s.Exec(t, fmt.Sprintf("CREATE TABLESPACE aside LOCATION '%s'", space),
 				"CREATE TABLE kept AS SELECT g AS i, md5(g::text) || repeat('x', 300) AS m FROM generate_series(1, 40000) g",
 				"CREATE TABLE there (i int) TABLESPACE aside", "INSERT INTO there SELECT generate_series(1, 5000)")
-			s.push(t)
+			first := s.push(t)
 			var last incremental
 			for n := range 3 {
 				s.Exec(t, fmt.Sprintf("UPDATE kept SET m = md5(m) WHERE i %% 500 = %d", n), "DELETE FROM there WHERE i < 10",
@@ -47,6 +47,19 @@ func TestCompact(t *testing.T) {
 				env = append(env, "AGENT_RECIPIENTS="+s.recipient)
 				hinted(t, harness.Agent(t, s.env(), "backup-compact", last.Name), 11, "identity")
 			}
+			// Nothing is made of what is damaged.
+			pack := filepath.Join(s.backupDir(t, first.Name), "pack", "00000000")
+			good := readFile(t, pack)
+			bad := slices.Clone(good)
+			bad[len(bad)/2] ^= 1
+			writeFile(t, pack, bad)
+			before := s.backups(t)
+			hinted(t, harness.Agent(t, env, "backup-compact", last.Name), 6, s.key(t, pack))
+			if !slices.Equal(s.backups(t), before) {
+				t.Errorf("the backups were %v and are %v", before, s.backups(t))
+			}
+			writeFile(t, pack, good)
+
 			got := parse[compacted](t, must(t, harness.Agent(t, env, "backup-compact", "LATEST", "--json")).Stdout)
 			want := compacted{incremental: incremental{backup: last.backup, Type: "full", Data: last.Data, Stored: got.Stored}, From: last.Name}
 			want.Name, want.Packs = got.Name, got.Packs
@@ -75,8 +88,8 @@ func TestCompact(t *testing.T) {
 				}
 				return all
 			}
-			before, after := restored(last.Name), restored(got.Name)
-			if other := differing(before, after); len(other) > 0 {
+			old, after := restored(last.Name), restored(got.Name)
+			if other := differing(old, after); len(other) > 0 {
 				t.Fatalf("of the compacted backup these files are others: %q", other)
 			}
 			for _, name := range s.backups(t) {
