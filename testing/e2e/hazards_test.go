@@ -410,7 +410,12 @@ func happen(t *testing.T, major int, l logging) {
 
 	for _, b := range unbroken {
 		t.Run(b.Detector, func(t *testing.T) {
-			c := h.recoverIt(t, b.Name, nil, "--tablespace-map", fast+"="+filepath.Join(harness.TempDir(t), "fast"))
+			c := h.recoverIt(t, b.Name, func(dir string) {
+				got := image{start: lsn(t, b.StartLSN), since: lsn(t, full.StartLSN)}.compare(t, dir, live)
+				if got.changed < 500 {
+					t.Errorf("of %d pages that were compared only %d had changed", got.pages, got.changed)
+				}
+			}, "--tablespace-map", fast+"="+filepath.Join(harness.TempDir(t), "fast"))
 			later.check(t, c)
 			sound(t, c)
 			c.Stop(t)
