@@ -12,6 +12,7 @@ import (
 
 	"agent/internal/postgres"
 	"agent/internal/repo"
+	"agent/internal/storage"
 	"agent/internal/summary"
 )
 
@@ -111,7 +112,7 @@ func (src Source) summary(ctx context.Context, r Range, seg postgres.Segment) (*
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
-		if !errors.Is(err, os.ErrNotExist) {
+		if !errors.Is(err, os.ErrNotExist) && !errors.Is(err, storage.ErrNotExist) {
 			reasons = append(reasons, err)
 		}
 	}
@@ -121,7 +122,10 @@ func (src Source) summary(ctx context.Context, r Range, seg postgres.Segment) (*
 			return s, nil
 		}
 	}
-	return nil, errors.Join(append(reasons, fmt.Errorf("there is no summary of WAL segment %s, and not the segment in pg_wal: %w", name, err))...)
+	if errors.Is(err, os.ErrNotExist) {
+		err = fmt.Errorf("there is no summary of WAL segment %s, and pg_wal does not have it any more", name)
+	}
+	return nil, errors.Join(append([]error{err}, reasons...)...)
 }
 
 // stored is a summary of the repository. A host that cannot open it goes on
