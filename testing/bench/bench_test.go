@@ -188,7 +188,7 @@ func TestBackupAndRestore(t *testing.T) {
 		b.sh(s.Tool("psql") + ` -XAtqc "SELECT pg_switch_wal()"`)
 	}
 	push := func(codec string) func() cost {
-		return func() cost { archived(); return b.agent([]string{"AGENT_COMPRESSION=" + codec}, "backup-push") }
+		return func() cost { archived(); return b.agent([]string{"AGENT_COMPRESSION=" + codec}, "backup-push", "--full") }
 	}
 	piped := func(command string) func() cost {
 		return func() cost { archived(); return b.sh(base + " | " + command) }
@@ -225,7 +225,7 @@ func TestMemory(t *testing.T) {
 		_, b, size := site(t, sc)
 		for _, codec := range []string{"zstd", "lz4"} {
 			names = append(names, fmt.Sprintf("backup-push %s of %.1f GB", codec, float64(size)/1e9))
-			costs = append(costs, b.agent([]string{"AGENT_COMPRESSION=" + codec}, "backup-push"))
+			costs = append(costs, b.agent([]string{"AGENT_COMPRESSION=" + codec}, "backup-push", "--full"))
 		}
 		names = append(names, fmt.Sprintf("backup-fetch of %.1f GB", float64(size)/1e9))
 		costs = append(costs, b.agent(nil, "backup-fetch", filepath.Join(b.dir, "restored")))

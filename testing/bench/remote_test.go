@@ -58,7 +58,7 @@ func TestLatency(t *testing.T) {
 
 	costs := b.late(t, 3, 50*time.Millisecond, func() cost {
 		s.Exec(t, "SELECT pg_switch_wal()")
-		return w.agent(nil, "backup-push")
+		return w.agent(nil, "backup-push", "--full")
 	})
 	table(t, fmt.Sprintf("backup-push of %.1f GB to S3", float64(size)/1e9), size, names, costs)
 
@@ -115,7 +115,7 @@ func TestSmallFiles(t *testing.T) {
 func TestLikeWALG(t *testing.T) {
 	b := newBucket(t)
 	_, w, size := site(t, scale(t, "BENCH_670", 43), b.env...)
-	push := b.late(t, 3, 20*time.Millisecond, func() cost { return w.agent(nil, "backup-push") })
+	push := b.late(t, 3, 20*time.Millisecond, func() cost { return w.agent(nil, "backup-push", "--full") })
 	dest := filepath.Join(w.dir, "restored")
 	fetch := b.late(t, 3, 20*time.Millisecond, func() cost {
 		c := w.agent(nil, "backup-fetch", dest)
