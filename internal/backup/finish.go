@@ -165,7 +165,7 @@ func (b *run) publish(ctx context.Context, set *repo.PackSet, manifest *repo.Man
 	if b.incomplete, err = b.repo.StoreBackup(ctx, d, borrowed); err != nil {
 		return err
 	}
-	if err := kept.Commit(d, list, borrowed); err != nil {
+	if err := kept.Commit(d, list, borrowed, b.running); err != nil {
 		b.Log.Warn("what is kept of older backups was not removed", "error", err.Error())
 	}
 	return nil

@@ -22,6 +22,9 @@ func (b *run) chooseInterrupted(ctx context.Context) error {
 	if left == nil {
 		return nil
 	}
+	if b.running(left.Backup.Name) { // beside this one, with --allow-concurrent
+		return left.Manifest.Close()
+	}
 	reason, err := b.unusable(ctx, left.Backup, left.Packs)
 	if err == nil && reason == "" {
 		// What is damaged here costs the work of that backup, and no more.

@@ -185,10 +185,10 @@ func (s *Store) Forget(name repo.BackupName) error {
 }
 
 // prune drops what is kept of backups other than these.
-func (s *Store) prune(needed map[repo.BackupName]bool) error {
+func (s *Store) prune(needed map[repo.BackupName]bool, running func(repo.BackupName) bool) error {
 	names, err := s.names()
 	for _, name := range names {
-		if !needed[name] {
+		if !needed[name] && !running(name) {
 			err = errors.Join(err, s.Forget(name))
 		}
 	}

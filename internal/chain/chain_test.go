@@ -35,6 +35,9 @@ const (
 	files   = 1500 // more than a section takes
 )
 
+// beside is a backup that runs beside all others.
+const beside repo.BackupName = "20261120T101530Z-beside"
+
 var began = time.Date(2026, 11, 20, 10, 15, 30, 0, time.UTC)
 
 // site is a repository for whose sections this host has only the recipients,
@@ -218,7 +221,7 @@ func (s *site) tryBackup(n int) (_ *repo.Backup, all content, err error) {
 	if _, err := s.repo.StoreBackup(ctx, b, borrowed); err != nil {
 		return nil, nil, err
 	}
-	return b, all, keep.Commit(b, list, borrowed)
+	return b, all, keep.Commit(b, list, borrowed, func(n repo.BackupName) bool { return n == beside })
 }
 
 // read gives what the manifest of a backup says; one that was opened can be read.
@@ -462,5 +465,24 @@ func TestDisk(t *testing.T) {
 		if n := strings.Count(s.log.String(), "nothing of this backup is kept"); n != 1 {
 			t.Fatalf("told %d times:\n%s", n, s.log.String())
 		}
+	}
+}
+
+// A backup that runs beside another keeps what it has written by then.
+func TestCommitSparesRunning(t *testing.T) {
+	s := newSite(t)
+	other := s.store.Begin(beside)
+	stale := s.store.Begin(name(7))
+	if _, _, err := s.tryBackup(0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(s.store.path(beside, rootFile)); err != nil {
+		t.Errorf("what the other backup has written: %v", err)
+	}
+	if _, err := os.Stat(s.store.path(name(7), rootFile)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("what a dead one has left is still there: %v", err)
+	}
+	if err := errors.Join(other.Close(), stale.Close()); err != nil {
+		t.Fatal(err)
 	}
 }

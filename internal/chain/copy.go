@@ -92,8 +92,9 @@ func (c *Copy) endPack() error {
 
 // Commit makes the copy count, now that the backup exists, and drops those that
 // it does not build on. packs is the list as it was stored; borrowed are the
-// packs of others that the manifest needs.
-func (c *Copy) Commit(b *repo.Backup, packs []byte, borrowed []repo.Pack) error {
+// packs of others that the manifest needs. What a backup keeps that is running
+// beside this one stays.
+func (c *Copy) Commit(b *repo.Backup, packs []byte, borrowed []repo.Pack, running func(repo.BackupName) bool) error {
 	if c.fail(c.finish(b, packs)); c.lost {
 		return nil // was said
 	}
@@ -103,7 +104,7 @@ func (c *Copy) Commit(b *repo.Backup, packs []byte, borrowed []repo.Pack) error 
 			needed[p.Lender] = true
 		}
 	}
-	return c.store.prune(needed)
+	return c.store.prune(needed, running)
 }
 
 func (c *Copy) finish(b *repo.Backup, packs []byte) error {

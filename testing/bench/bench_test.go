@@ -188,7 +188,10 @@ func TestBackupAndRestore(t *testing.T) {
 		b.sh(s.Tool("psql") + ` -XAtqc "SELECT pg_switch_wal()"`)
 	}
 	push := func(codec string) func() cost {
-		return func() cost { archived(); return b.agent([]string{"AGENT_COMPRESSION=" + codec}, "backup-push", "--full") }
+		return func() cost {
+			archived()
+			return b.agent([]string{"AGENT_COMPRESSION=" + codec}, "backup-push", "--full")
+		}
 	}
 	piped := func(command string) func() cost {
 		return func() cost { archived(); return b.sh(base + " | " + command) }
