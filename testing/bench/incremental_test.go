@@ -144,9 +144,10 @@ func least(t *testing.T, dataDir string, since postgres.LSN) int64 {
 			for {
 				n, err := io.ReadFull(f, page)
 				if n > 0 && (!main || postgres.PageLSN(page) >= since) {
-					if frame = append(frame, page[:n]...); len(frame) >= compress.MaxFrame {
+					if len(frame)+n > compress.MaxFrame {
 						flush()
 					}
+					frame = append(frame, page[:n]...)
 				}
 				if err != nil {
 					return nil
@@ -231,7 +232,7 @@ func incrementalSite(t *testing.T, major, scale int) (*harness.Server, *bench, i
 	b.agent(nil, "repo", "init")
 	conf := map[string]string{
 		"archive_mode": "on", "archive_command": harness.AgentBinary(t) + " wal-push %p",
-		"max_wal_size": "8GB", "shared_buffers": "512MB", "autovacuum": "off",
+		"max_wal_size": "2GB", "shared_buffers": "512MB", "autovacuum": "off",
 	}
 	if major >= 17 {
 		conf["summarize_wal"] = "on"
