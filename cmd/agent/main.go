@@ -41,7 +41,7 @@ const (
 )
 
 // pushMemory is where wal-push begins to collect garbage at once, in bytes.
-const pushMemory = 128 << 20
+const pushMemory = 96 << 20
 
 func run() int {
 	if slices.Contains(os.Args[1:], early.Push) {
