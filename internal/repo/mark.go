@@ -216,18 +216,18 @@ func counting(seen map[string]marked) []marked {
 		backup BackupName
 		kind   MarkKind
 	}
-	newest := make(map[aspect]string)
+	newest := make(map[aspect]marked)
 	for _, m := range sorted {
-		newest[aspect{m.backup, m.kind}] = m.key
+		newest[aspect{m.backup, m.kind}] = m
 	}
 	return slices.DeleteFunc(sorted, func(m marked) bool {
 		switch m.kind {
 		case MarkNote:
 			return false
 		case MarkKeep:
-			return newest[aspect{m.backup, MarkKeep}] != m.key || newest[aspect{m.backup, MarkRelease}] > m.key
+			return newest[aspect{m.backup, MarkKeep}].key != m.key || newest[aspect{m.backup, MarkRelease}].at.After(m.at)
 		case MarkVerified:
-			return newest[aspect{m.backup, MarkVerified}] != m.key
+			return newest[aspect{m.backup, MarkVerified}].key != m.key
 		default:
 			return true // a release, or of a later version
 		}
