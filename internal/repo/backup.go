@@ -98,6 +98,10 @@ type Backup struct {
 	// Self is the SHA-256 of backup.json itself with its own 64 digits written
 	// as zeros, so that damage to it is noticed like that to what it pins.
 	Self Digest `json:"self_sha256"`
+
+	// Created is when the store that it was read from took backup.json, by that
+	// store's clock.
+	Created time.Time `json:"-"`
 }
 
 // The types of backups.
@@ -211,12 +215,19 @@ func (r *Repository) ready(ctx context.Context, p *place, b *Backup, borrowed []
 
 // LoadBackup reads one backup.json. A backup that does not exist is NotFound.
 func (r *Repository) LoadBackup(ctx context.Context, cluster ClusterID, name BackupName) (*Backup, error) {
+	return r.loadBackup(ctx, cluster, name, expected)
+}
+
+func (r *Repository) loadBackup(ctx context.Context, cluster ClusterID, name BackupName, how reading) (*Backup, error) {
 	key := cluster.backupKey(name)
 	var b *Backup
-	err := r.read(ctx, key, expected, func(s source) error {
-		body, err := s.readAll(ctx, key, maxBackupJSON)
-		if err == nil {
-			b, err = s.decodeBackup(body, cluster, name)
+	err := r.read(ctx, key, how, func(s source) error {
+		body, info, err := s.readObject(ctx, key, maxBackupJSON)
+		if err != nil {
+			return err
+		}
+		if b, err = s.decodeBackup(body, cluster, name); err == nil {
+			b.Created = info.ModTime
 		}
 		return err
 	})
@@ -288,7 +299,9 @@ func (r *Repository) Backups(ctx context.Context, cluster ClusterID) ([]*Backup,
 	g.SetLimit(loads)
 	for i, name := range names {
 		g.Go(func() error {
-			b, err := r.LoadBackup(gctx, cluster, name)
+			// One that a delete has hidden behind a marker, while others borrow
+			// its packs, does not exist.
+			b, err := r.loadBackup(gctx, cluster, name, probing)
 			switch errs.KindOf(err) {
 			case errs.NotFound:
 				return nil
@@ -369,10 +382,26 @@ func (r *Repository) KeptPacks(b *Backup, encoded []byte) (map[PackID]Pack, erro
 }
 
 func (r *Repository) decodePacks(b *Backup, stored io.Reader) (map[PackID]Pack, error) {
+	packs := make(map[PackID]Pack)
+	err := r.eachPack(b, stored, func(id PackID, p Pack) { packs[id] = p })
+	return packs, err
+}
+
+// EachPack hands over the packs of a backup's list, own and borrowed, one after
+// the other, for who keeps but a part of it in memory.
+func (r *Repository) EachPack(ctx context.Context, b *Backup, use func(PackID, Pack)) error {
+	stored, err := r.download(ctx, b.Cluster.packsKey(b.Name), b.Packs)
+	if err != nil {
+		return err
+	}
+	defer stored.Close()
+	return r.eachPack(b, io.NewSectionReader(stored.readerAt(), 0, stored.Size()), use)
+}
+
+func (r *Repository) eachPack(b *Backup, stored io.Reader, use func(PackID, Pack)) error {
 	raw := compress.NewReader(stored)
 	defer raw.Close()
 	d := json.NewDecoder(raw)
-	packs := make(map[PackID]Pack)
 	// There are some ten thousand for each TB: what they have in common is kept
 	// once.
 	seen := make(map[string]string)
@@ -386,16 +415,16 @@ func (r *Repository) decodePacks(b *Backup, stored io.Reader) (map[PackID]Pack, 
 		var p Pack
 		err := d.Decode(&p)
 		if errors.Is(err, io.EOF) {
-			return packs, nil
+			return nil
 		}
 		if err != nil {
-			return nil, r.malformed(err, b.Cluster.packsKey(b.Name))
+			return r.malformed(err, b.Cluster.packsKey(b.Name))
 		}
 		p.Kind, p.Lender = PackKind(once(string(p.Kind))), BackupName(once(string(p.Lender)))
 		id := PackID{p.Lender, p.Number}
 		if id.Backup == "" {
 			id.Backup = b.Name
 		}
-		packs[id] = p
+		use(id, p)
 	}
 }
