@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"time"
 
@@ -270,22 +271,47 @@ func (s source) decodeBackup(body []byte, cluster ClusterID, name BackupName) (*
 	return b, nil
 }
 
-// loads is how many backup.json are read at a time.
-const loads = 8
+// loads is how many small objects are read at a time.
+const loads = 16
 
 // Backups loads all backups of a cluster: one listing of each place and one
 // small GET for each backup. Folders without backup.json are not backups and
 // are left out. Those that can be read are returned also when the error says
 // that some are damaged.
 func (r *Repository) Backups(ctx context.Context, cluster ClusterID) ([]*Backup, error) {
-	var names []BackupName
-	err := r.anywhere(func(p *place) error {
+	held, err := r.loadBackups(ctx, cluster, r.anywhere)
+	if err != nil {
+		return nil, err
+	}
+	var failed []error
+	for _, name := range slices.Sorted(maps.Keys(held.Unread)) {
+		failed = append(failed, held.Unread[name])
+	}
+	return held.Backups, errors.Join(failed...)
+}
+
+// HeldBackups are the folders of backups in a cluster.
+type HeldBackups struct {
+	Backups []*Backup
+	Unread  map[BackupName]error // those that exist, but cannot be read
+	Without []BackupName         // folders without backup.json: no backup, or none any more
+}
+
+// HeldBackups is Backups for who removes some: all required places have to
+// answer, and it says what else there is.
+func (r *Repository) HeldBackups(ctx context.Context, cluster ClusterID) (*HeldBackups, error) {
+	return r.loadBackups(ctx, cluster, r.surely)
+}
+
+func (r *Repository) loadBackups(ctx context.Context, cluster ClusterID, ask func(func(*place) error) error) (*HeldBackups, error) {
+	seen := make(map[BackupName]bool)
+	err := ask(func(p *place) error {
 		for dir, err := range p.Bucket.Folders(ctx, cluster.backupPrefix()) {
 			if err != nil {
 				return fmt.Errorf("list backups: %w", err)
 			}
-			if name, err := ParseBackupName(dir); err == nil && !slices.Contains(names, name) {
-				names = append(names, name)
+			if name, err := ParseBackupName(dir); err == nil {
+				seen[name] = true
 			}
 		}
 		return nil
@@ -293,7 +319,7 @@ func (r *Repository) Backups(ctx context.Context, cluster ClusterID) ([]*Backup,
 	if err != nil {
 		return nil, err
 	}
-	slices.Sort(names)
+	names := slices.Sorted(maps.Keys(seen))
 	loaded, failed := make([]*Backup, len(names)), make([]error, len(names))
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(loads)
@@ -316,7 +342,18 @@ func (r *Repository) Backups(ctx context.Context, cluster ClusterID) ([]*Backup,
 	if err := g.Wait(); err != nil {
 		return nil, err
 	}
-	return slices.DeleteFunc(loaded, func(b *Backup) bool { return b == nil }), errors.Join(failed...)
+	held := &HeldBackups{Unread: make(map[BackupName]error)}
+	for i, name := range names {
+		switch {
+		case failed[i] != nil:
+			held.Unread[name] = failed[i]
+		case loaded[i] != nil:
+			held.Backups = append(held.Backups, loaded[i])
+		default:
+			held.Without = append(held.Without, name)
+		}
+	}
+	return held, nil
 }
 
 // EncodePacks makes the list of a backup's packs, own and borrowed: a line of

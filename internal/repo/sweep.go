@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"iter"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -374,37 +373,6 @@ func (s *Sweep) holds(ctx context.Context, seg postgres.Segment, size postgres.S
 		return false, nil
 	}
 	return err == nil, err
-}
-
-// Everything removes all of the cluster but the timeline histories and what
-// identifies it, after its backups were hidden.
-func (s *Sweep) Everything(ctx context.Context) error {
-	s.begin()
-	for _, folder := range []string{"backup/", "wal/", "summary/", "stream/", "gap/", "mark/"} {
-		if err := s.folder(ctx, s.cluster.prefix()+folder); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// BackupFolders names all folders of backups in the places that answer, also of
-// those that do not exist (any more): a required place has to.
-func (r *Repository) BackupFolders(ctx context.Context, cluster ClusterID) ([]BackupName, error) {
-	var names []BackupName
-	err := r.surely(func(p *place) error {
-		for dir, err := range p.Bucket.Folders(ctx, cluster.backupPrefix()) {
-			if err != nil {
-				return fmt.Errorf("list backups: %w", err)
-			}
-			if name, err := ParseBackupName(dir); err == nil {
-				names = append(names, name)
-			}
-		}
-		return nil
-	})
-	slices.Sort(names)
-	return slices.Compact(names), err
 }
 
 // Stale reports whether all that a place has of a backup which does not exist

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"agent/internal/errs"
@@ -52,6 +53,10 @@ type Grave struct {
 	cluster ClusterID
 	tomb    Tomb
 	decided bool
+	began   time.Time // by our clock
+
+	skewing sync.Mutex
+	skew    time.Duration
 }
 
 // buried is a tomb as a listing shows it.
@@ -92,6 +97,7 @@ func (r *Repository) Entomb(ctx context.Context, cluster ClusterID, t Tomb) (*Gr
 	g := &Grave{cluster: cluster, tomb: t, renewal: renewal{
 		repo: r, what: "tomb", key: func(n int) string { return cluster.tombKey(t.ID, n) },
 	}}
+	g.began = r.now()
 	if err := g.begin(ctx, t); err != nil {
 		return nil, fmt.Errorf("announce the delete: %w", err)
 	}
@@ -112,6 +118,7 @@ func (g *Grave) alone(ctx context.Context, p *place) error {
 	if !ok {
 		return fmt.Errorf("list tombs: own tomb %s is not listed", g.tomb.ID)
 	}
+	g.compare(own.first.ModTime)
 	for id, t := range all {
 		if id == g.tomb.ID {
 			continue
@@ -128,6 +135,22 @@ func (g *Grave) alone(ctx context.Context, p *place) error {
 		}
 	}
 	return nil
+}
+
+func (g *Grave) compare(stored time.Time) {
+	g.skewing.Lock()
+	defer g.skewing.Unlock()
+	if d := g.began.Sub(stored); d.Abs() > g.skew.Abs() {
+		g.skew = d
+	}
+}
+
+// Skew is by how much our clock is ahead of that of the store that differs most,
+// to within the time that a small object takes.
+func (g *Grave) Skew() time.Duration {
+	g.skewing.Lock()
+	defer g.skewing.Unlock()
+	return g.skew
 }
 
 // refuse reads another's tomb and says whose it is, if that counts.
@@ -296,4 +319,37 @@ func (r *Repository) Doomed(ctx context.Context, cluster ClusterID, names []Back
 		return nil
 	})
 	return doomed, undecided, err
+}
+
+// How long a backup that is all but made waits for a delete to say whether it goes
+// on with what the backup borrows, and how often it looks.
+const (
+	spareWait = time.Minute
+	spareLook = time.Second
+)
+
+// AwaitSpared is nil if no delete takes any of the backups away. One that was
+// announced after they were claimed has seen the claim, and says so.
+func (r *Repository) AwaitSpared(ctx context.Context, cluster ClusterID, lenders []BackupName) error {
+	limit := time.NewTimer(spareWait)
+	defer limit.Stop()
+	tick := time.NewTicker(spareLook)
+	defer tick.Stop()
+	for {
+		doomed, undecided, err := r.Doomed(ctx, cluster, lenders)
+		switch {
+		case err != nil || doomed == "":
+			return err
+		case !undecided:
+			return errs.New(errs.Locked, "Run the backup again.", "packs of backup %s, which are borrowed, are being deleted", doomed)
+		}
+		select {
+		case <-tick.C:
+		case <-limit.C:
+			return errs.New(errs.Locked, "Run agent delete garbage --confirm, which clears away what an interrupted delete has left, then the backup again.",
+				"a delete was announced for backup %s, of which packs are borrowed, and was not gone on with", doomed)
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
 }
