@@ -61,8 +61,9 @@ func (h *history) full(keep int, continuous bool) {
 		return
 	}
 	h.newestFull(keep, continuous, func(*repo.Backup) bool { return true })
+	lately := h.now.Add(-repo.GarbageAge)
 	for t := range h.timelines() {
-		if h.inUse(t) {
+		if h.alive(t, lately) {
 			line := h.lines.of(t)
 			h.newestFull(keep, continuous, func(b *repo.Backup) bool { return on(line, b) })
 		}
@@ -86,21 +87,6 @@ func (h *history) newestFull(keep int, continuous bool, among func(*repo.Backup)
 			d.want(continuous, "keep_full %d", keep)
 		}
 	}
-}
-
-// inUse reports whether WAL of a timeline came in lately, and none of those that
-// it led to.
-func (h *history) inUse(t postgres.Timeline) bool {
-	lately := h.now.Add(-repo.GarbageAge)
-	if !h.alive(t, lately) {
-		return false
-	}
-	for child, line := range h.lines {
-		if child != t && line.Contains(t) && h.alive(child, lately) {
-			return false
-		}
-	}
-	return true
 }
 
 // window keeps what recovers any moment of the last time: all backups that were

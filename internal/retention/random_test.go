@@ -59,7 +59,10 @@ func (w *world) step() {
 		w.backup(line, parent)
 	case 7:
 		if len(w.lines) < 5 && w.next[line] > 4 {
-			w.fork(line, w.next[line]-uint64(w.random.IntN(3)))
+			child := w.fork(line, w.next[line]-uint64(w.random.IntN(3)))
+			w.switchWAL(child, 1+w.random.IntN(3))
+			w.pass(time.Hour)
+			w.backup(child, "")
 		}
 	case 8:
 		if len(w.order) > 0 {
