@@ -151,7 +151,7 @@ func (w *world) isMarked(name repo.BackupName) bool {
 // marked are the backups that a mark keeps now.
 func (w *world) marked() []repo.BackupName {
 	w.t.Helper()
-	marks, err := w.repo.Marks(w.t.Context(), worldCluster)
+	marks, err := w.repo.Marks(w.t.Context(), w.cluster)
 	if err != nil {
 		w.t.Fatal(err)
 	}

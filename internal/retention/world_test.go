@@ -27,10 +27,7 @@ import (
 	folder "agent/internal/storage/fs"
 )
 
-const (
-	worldCluster repo.ClusterID       = 7312345678901234567
-	worldSegment postgres.SegmentSize = 16 << 20
-)
+const worldSegment postgres.SegmentSize = 16 << 20
 
 // world is a repository in a folder whose clock is ours: a server that archives,
 // forks and takes backups, with files of a few bytes.
@@ -43,6 +40,7 @@ type world struct {
 	state  string
 	now    time.Time
 
+	cluster  repo.ClusterID
 	lines    map[postgres.Timeline]postgres.History
 	next     map[postgres.Timeline]uint64 // segment that is written next
 	archived map[postgres.Segment]time.Time
@@ -100,13 +98,11 @@ func (f *flaky) Put(ctx context.Context, key string, src storage.Source, o stora
 func newWorld(t *testing.T, seed uint64) *world {
 	t.Helper()
 	w := &world{
-		t: t, random: rand.New(rand.NewPCG(seed, 1)), dir: t.TempDir(), state: t.TempDir(),
-		now:      time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC),
-		lines:    map[postgres.Timeline]postgres.History{1: {{Timeline: 1}}},
-		next:     map[postgres.Timeline]uint64{1: 1},
-		archived: make(map[postgres.Segment]time.Time), backups: make(map[repo.BackupName]*made),
+		t: t, random: rand.New(rand.NewPCG(seed, 1)), dir: inMemory(t), state: inMemory(t),
+		now:   time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC),
 		files: []string{"a", "b", "c", "d"},
 	}
+	w.upgrade(7312345678901234567)
 	bucket, err := folder.Open(t.Context(), w.dir)
 	if err != nil {
 		t.Fatal(err)
@@ -119,12 +115,35 @@ func newWorld(t *testing.T, seed uint64) *world {
 		t.Fatal(err)
 	}
 	w.repo = repo.New([]repo.Place{{Name: "main", Bucket: w.bucket, Required: true}}, repo.Options{
-		Codec: codec, Log: slog.New(slog.DiscardHandler), Now: func() time.Time { return w.now }, SpoolDir: t.TempDir(), Version: "test",
+		Codec: codec, Log: slog.New(slog.DiscardHandler), Now: func() time.Time { return w.now }, SpoolDir: w.state, Version: "test",
 	})
 	if _, err := w.repo.Init(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	return w
+}
+
+// inMemory is a folder that costs no wait for a disk, where there is such a place.
+func inMemory(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "agent-retention-")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
+// upgrade goes on with a new cluster, as pg_upgrade does.
+func (w *world) upgrade(to repo.ClusterID) {
+	w.cluster = to
+	w.lines = map[postgres.Timeline]postgres.History{1: {{Timeline: 1}}}
+	w.next = map[postgres.Timeline]uint64{1: 1}
+	w.archived, w.backups, w.order = make(map[postgres.Segment]time.Time), make(map[repo.BackupName]*made), nil
 }
 
 func (w *world) pass(d time.Duration) { w.now = w.now.Add(d) }
@@ -136,7 +155,7 @@ func (w *world) switchWAL(t postgres.Timeline, n int) {
 		seg := postgres.Segment{Timeline: t, Number: w.next[t]}
 		w.next[t]++
 		name := seg.Name(worldSegment)
-		key := fmt.Sprintf("cluster/%020d/wal/%s/%s", uint64(worldCluster), name[:16], name)
+		key := fmt.Sprintf("cluster/%020d/wal/%s/%s", uint64(w.cluster), name[:16], name)
 		w.file(key, "segment")
 		w.archived[seg] = w.now
 	}
@@ -169,7 +188,7 @@ func (w *world) fork(from postgres.Timeline, at uint64) postgres.Timeline {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	if _, err := w.repo.PutWAL(w.t.Context(), worldCluster, f, strings.NewReader(body.String()), int64(body.Len()), believed{}, nil); err != nil {
+	if _, err := w.repo.PutWAL(w.t.Context(), w.cluster, f, strings.NewReader(body.String()), int64(body.Len()), believed{}, nil); err != nil {
 		w.t.Fatal(err)
 	}
 	w.lines[t], w.next[t] = line, at
@@ -189,7 +208,7 @@ func (w *world) backup(t postgres.Timeline, parent repo.BackupName) repo.BackupN
 		w.files[w.random.IntN(len(w.files))] = fmt.Sprint("content ", w.random.Uint64())
 	}
 	b := &repo.Backup{
-		Format: repo.Format, Type: repo.TypeFull, Cluster: worldCluster, PostgresVersion: 170000, Started: w.now, Stopped: w.now.Add(time.Minute),
+		Format: repo.Format, Type: repo.TypeFull, Cluster: w.cluster, PostgresVersion: 170000, Started: w.now, Stopped: w.now.Add(time.Minute),
 		Timeline: t, SegmentSize: worldSegment, BlockSize: 8192,
 	}
 	first := w.next[t]
@@ -378,7 +397,7 @@ func (w *world) restores(b *repo.Backup) {
 // existing are the backups that the repository has.
 func (w *world) existing() []*repo.Backup {
 	w.t.Helper()
-	all, err := w.repo.Backups(w.t.Context(), worldCluster)
+	all, err := w.repo.Backups(w.t.Context(), w.cluster)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -388,7 +407,7 @@ func (w *world) existing() []*repo.Backup {
 // held are the segments that the repository has.
 func (w *world) held() *repo.WALScan {
 	w.t.Helper()
-	scan, err := w.repo.ScanWAL(w.t.Context(), worldCluster, worldSegment)
+	scan, err := w.repo.ScanWAL(w.t.Context(), w.cluster, worldSegment)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -454,22 +473,21 @@ func (w *world) run(q Request, rules Rules, kill int) (*Result, error) {
 	w.t.Helper()
 	w.bucket.left, w.bucket.dead = kill, false
 	res, err := Run(w.t.Context(), w.repo, Options{
-		Cluster: worldCluster, SegmentSize: worldSegment, Request: q, Rules: rules, Confirm: true, Command: "test",
+		Cluster: w.cluster, SegmentSize: worldSegment, Request: q, Rules: rules, Confirm: true, Command: "test",
 		Host: host.Identity{Name: "here", State: "state"}, StateDir: w.state, Log: slog.New(slog.DiscardHandler), Now: func() time.Time { return w.now },
 	})
 	w.bucket.left, w.bucket.dead = -1, false
-	for name := range w.backups {
-		if !slices.ContainsFunc(w.existing(), func(b *repo.Backup) bool { return b.Name == name }) {
-			delete(w.backups, name)
-		}
-	}
+	there := w.existing()
+	maps.DeleteFunc(w.backups, func(name repo.BackupName, _ *made) bool {
+		return !slices.ContainsFunc(there, func(b *repo.Backup) bool { return b.Name == name })
+	})
 	w.order = slices.DeleteFunc(w.order, func(n repo.BackupName) bool { return w.backups[n] == nil })
 	return res, err
 }
 
 func (w *world) keep(name repo.BackupName, until time.Time) {
 	w.t.Helper()
-	if err := w.repo.PutMark(w.t.Context(), worldCluster, repo.Mark{Backup: name, Kind: repo.MarkKeep, Until: until, Host: "here"}); err != nil {
+	if err := w.repo.PutMark(w.t.Context(), w.cluster, repo.Mark{Backup: name, Kind: repo.MarkKeep, Until: until, Host: "here"}); err != nil {
 		w.t.Fatal(err)
 	}
 	w.backups[name].kept = until
@@ -479,7 +497,7 @@ func (w *world) keep(name repo.BackupName, until time.Time) {
 func (w *world) objects(prefix string) []string {
 	w.t.Helper()
 	var keys []string
-	for info, err := range w.bucket.List(w.t.Context(), fmt.Sprintf("cluster/%020d/%s", uint64(worldCluster), prefix), "") {
+	for info, err := range w.bucket.List(w.t.Context(), fmt.Sprintf("cluster/%020d/%s", uint64(w.cluster), prefix), "") {
 		if err != nil {
 			w.t.Fatal(err)
 		}
@@ -494,10 +512,10 @@ func (w *world) clean() {
 	w.t.Helper()
 	named := make(map[string]bool)
 	for _, b := range w.existing() {
-		dir := fmt.Sprintf("cluster/%020d/backup/%s/", uint64(worldCluster), b.Name)
+		dir := fmt.Sprintf("cluster/%020d/backup/%s/", uint64(w.cluster), b.Name)
 		named[dir+"backup.json"], named[dir+"packs"], named[dir+"manifest"] = true, true, true
 		err := w.repo.EachPack(w.t.Context(), b, func(id repo.PackID, _ repo.Pack) {
-			named[fmt.Sprintf("cluster/%020d/backup/%s/pack/%08x", uint64(worldCluster), id.Backup, id.Number)] = true
+			named[fmt.Sprintf("cluster/%020d/backup/%s/pack/%08x", uint64(w.cluster), id.Backup, id.Number)] = true
 		})
 		if err != nil {
 			w.t.Fatal(err)
