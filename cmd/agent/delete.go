@@ -207,7 +207,7 @@ func targetRequest(args []string) (q retention.Request, err error) {
 	for _, arg := range args {
 		name, err := repo.ParseBackupName(arg)
 		if err != nil {
-			return q, errs.Wrap(err, errs.Usage, "See what there is with: agent backup-list", "delete backup")
+			return q, errs.Wrap(err, errs.Usage, "See: agent help delete target, and what there is with: agent backup-list", "delete backup")
 		}
 		q.Names = append(q.Names, name)
 	}

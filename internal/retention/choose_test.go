@@ -104,22 +104,33 @@ func TestPolicy(t *testing.T) {
 		{"at least", forked(), daily(5), 5, Rules{Yearly: 1, Least: 3}, []string{"d02", "d03", "d04+"}},
 		{"all rules together", forked(), daily(40), 39.5, Rules{Window: 36 * time.Hour, Daily: 4, Monthly: 2}, []string{"d30", "d36", "d37", "d38+", "d39+"}},
 		{
-			"a window over a failover", forked(35), []*repo.Backup{plain("a", 1, 10, 0), plain("b", 1, 30, 3), plain("c", 2, 50, 6)}, 6.5,
-			Rules{Window: 48 * time.Hour}, []string{"b+", "c+"},
+			"a window over a failover", forked(35),
+			[]*repo.Backup{plain("a", 1, 10, 0), plain("b", 1, 30, 3), plain("c", 2, 50, 6)},
+			6.5,
+			Rules{Window: 48 * time.Hour},
+			[]string{"b+", "c+"},
 		},
 		{
 			// Timeline 2 left timeline 1 before b: b is not on the way to it.
-			"a window on two lines", forked(20), []*repo.Backup{plain("a", 1, 10, 0), plain("b", 1, 30, 3), plain("c", 1, 60, 6), plain("d", 2, 50, 6)}, 6.5,
-			Rules{Window: 48 * time.Hour}, []string{"a+", "b+", "d+", "c+"},
+			"a window on two lines", forked(20),
+			[]*repo.Backup{plain("a", 1, 10, 0), plain("b", 1, 30, 3), plain("c", 1, 60, 6), plain("d", 2, 50, 6)},
+			6.5,
+			Rules{Window: 48 * time.Hour},
+			[]string{"a+", "b+", "d+", "c+"},
 		},
 		{
 			"a clone that archives here, too, pushes nothing out", forked(20),
-			[]*repo.Backup{plain("a", 1, 10, 0), plain("p1", 1, 30, 1), plain("p2", 1, 40, 2), plain("c1", 2, 22, 2.1), plain("c2", 2, 24, 2.2), plain("c3", 2, 26, 2.3)}, 2.5,
-			Rules{Full: 2}, []string{"p1+", "p2+", "c2+", "c3+"},
+			[]*repo.Backup{plain("a", 1, 10, 0), plain("p1", 1, 30, 1), plain("p2", 1, 40, 2), plain("c1", 2, 22, 2.1), plain("c2", 2, 24, 2.2), plain("c3", 2, 26, 2.3)},
+			2.5,
+			Rules{Full: 2},
+			[]string{"p1+", "p2+", "c2+", "c3+"},
 		},
 		{
-			"higher LSNs of an older timeline are not newer", forked(20), []*repo.Backup{plain("x", 1, 500, 1), plain("y", 2, 30, 90)}, 90.1,
-			Rules{Full: 1}, []string{"y+"},
+			"higher LSNs of an older timeline are not newer", forked(20),
+			[]*repo.Backup{plain("x", 1, 500, 1), plain("y", 2, 30, 90)},
+			90.1,
+			Rules{Full: 1},
+			[]string{"y+"},
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
