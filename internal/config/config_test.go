@@ -107,6 +107,10 @@ func TestDefaults(t *testing.T) {
 		{"ca_file", "", "default"},
 		{"insecure", "false", "default"},
 		{"immutable", "none", "default"},
+		{"price_storage_gb_month", "0", "default"},
+		{"price_put_1000", "0", "default"},
+		{"price_get_1000", "0", "default"},
+		{"price_currency", "", "default"},
 	}
 	if diff := cmp.Diff(want, c.Effective()); diff != "" {
 		t.Fatal(diff)
@@ -178,6 +182,11 @@ func samples() map[string][3]string {
 		"ca_file":            {"/a", "/b", "c"},
 		"insecure":           {"true", "false", "true"},
 		"immutable":          {"governance:30d", "none", "compliance:1d12h"},
+
+		"price_storage_gb_month": {"0.023", "0.02", "1"},
+		"price_put_1000":         {"0.005", "0", "0.01"},
+		"price_get_1000":         {"0.0004", "0", "12"},
+		"price_currency":         {"EUR", "USD", "CHF"},
 	}
 }
 

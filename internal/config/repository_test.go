@@ -187,7 +187,7 @@ func TestPickingOne(t *testing.T) {
 
 func TestBadLists(t *testing.T) {
 	const place = "file " + testFile + " line 1"
-	const itemKeys = "Allowed are: name, url, required, s3_endpoint, s3_region, s3_profile, s3_path_style, s3_checksum, storage_class, sse, kms_key, gcs_endpoint, gcs_user_project, azure_account, azure_endpoint, sftp_known_hosts, sftp_identity_file, ca_file, insecure, immutable."
+	const itemKeys = "Allowed are: name, url, required, s3_endpoint, s3_region, s3_profile, s3_path_style, s3_checksum, storage_class, sse, kms_key, gcs_endpoint, gcs_user_project, azure_account, azure_endpoint, sftp_known_hosts, sftp_identity_file, ca_file, insecure, immutable, price_storage_gb_month, price_put_1000, price_get_1000, price_currency."
 	for _, test := range []struct{ list, text, hint string }{
 		{"x", `repositories: bad value "********" (%s): it is not a list; …`, "The setting repositories: …"},
 		{"{url: /a}", `repositories: bad value "********" (%s): it is not a list; …`, "The setting repositories: …"},
@@ -362,6 +362,14 @@ func TestBadRepositorySettings(t *testing.T) {
 		{"azure_account", "ab", "it is not one of the allowed values"},
 		{"azure_account", "Account", "it is not one of the allowed values"},
 		{"azure_account", strings.Repeat("x", 25), "it is too long"},
+		{"price_put_1000", "-1", "it is not a decimal number"},
+		{"price_put_1000", "0,05", "it is not a decimal number"},
+		{"price_put_1000", "1e3", "it is not a decimal number"},
+		{"price_put_1000", "Inf", "it is not a decimal number"},
+		{"price_put_1000", "1000001", "it is out of range"},
+		{"price_currency", "€", "it is not one of the allowed values"},
+		{"price_currency", "dollars and cents", "it is not one of the allowed values"},
+		{"price_currency", "ninechars", "it is too long"},
 		{"immutable", "30d", "it is not one of the allowed values"},
 		{"immutable", "governance", "a duration is a number and a unit"},
 		{"immutable", "governance:30", "the unit is missing (did you mean 30s?)"},

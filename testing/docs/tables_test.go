@@ -83,6 +83,16 @@ func TestFields(t *testing.T) {
 		"report.DeletedRepository": reflect.TypeFor[report.DeletedRepository](),
 		"report.DeletedKind":       reflect.TypeFor[report.DeletedKind](),
 
+		"report.Info":        reflect.TypeFor[report.Info](),
+		"report.InfoPlace":   reflect.TypeFor[report.InfoPlace](),
+		"report.InfoKind":    reflect.TypeFor[report.InfoKind](),
+		"report.InfoGrowth":  reflect.TypeFor[report.InfoGrowth](),
+		"report.InfoCost":    reflect.TypeFor[report.InfoCost](),
+		"report.InfoShare":   reflect.TypeFor[report.InfoShare](),
+		"report.InfoCluster": reflect.TypeFor[report.InfoCluster](),
+		"report.InfoWindow":  reflect.TypeFor[report.InfoWindow](),
+		"report.InfoBackup":  reflect.TypeFor[report.InfoBackup](),
+
 		"repo.Cluster":      reflect.TypeFor[repo.Cluster](),
 		"repo.Claim":        reflect.TypeFor[repo.Claim](),
 		"repo.Pack":         reflect.TypeFor[repo.Pack](),
