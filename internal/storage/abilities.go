@@ -28,7 +28,8 @@ type Cleaner interface {
 	// folders that begin with prefix, in no order that could be relied on. Some of
 	// it may be of a Put that is still running: only its age tells. Prefix is
 	// checked by CheckPrefix. The sequence ends after its first error, and its
-	// consumer may use the bucket.
+	// consumer may use the bucket. A service that cannot list them is
+	// ErrUnsupported.
 	Unfinished(ctx context.Context, prefix string) iter.Seq2[Unfinished, error]
 
 	// Discard removes one of them. It never removes an object, also not one that

@@ -65,10 +65,11 @@ func (b *Bucket) extendLock(ctx context.Context, key string, want storage.Lock) 
 		Bucket: b.bucket(), Key: b.name(key), VersionId: version,
 		Retention: &types.ObjectLockRetention{Mode: types.ObjectLockRetentionMode(mode), RetainUntilDate: until},
 	}, withMD5())
-	if !isStatus(err, http.StatusForbidden) {
+	if a := answerOf(err); a == nil || a.status >= http.StatusInternalServerError {
 		return err
 	}
-	// A right is missing, or somebody else has made it last longer meanwhile.
+	// A right is missing, or somebody else has made it last longer meanwhile: that
+	// is 403 on Amazon and 400 on MinIO.
 	if held, _, herr := b.held(ctx, key); herr == nil && lasts(held, want) {
 		return nil
 	}

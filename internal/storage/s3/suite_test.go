@@ -111,6 +111,7 @@ func TestVersityGW(t *testing.T) {
 	t.Run("Suite", func(t *testing.T) { suite(t, server, stores.S3Bucket{}, "some/prefix", patiently) })
 	t.Run("Own", func(t *testing.T) { ownTests(t, server) })
 	t.Run("Archiver", func(t *testing.T) { testArchiver(t, server) })
+	t.Run("Keeper", func(t *testing.T) { testKeeper(t, server) })
 }
 
 func TestVersityGWOverTLS(t *testing.T) {
