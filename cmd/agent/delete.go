@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strconv"
@@ -279,7 +280,7 @@ print and backup-list --note selects by; --note KEY= takes it away.`,
 					return err
 				}
 			}
-			return nil
+			return a.lockKept(cmd.Context(), r, b, marks)
 		},
 	}
 	cmd.Flags().BoolVar(&keep, "keep", false, "keep it")
@@ -288,6 +289,25 @@ print and backup-list --note selects by; --note KEY= takes it away.`,
 	cmd.Flags().StringArrayVar(&notes, "note", nil, "note `KEY=VALUE`; may be given several times")
 	clusterFlag(cmd, &cluster)
 	return cmd
+}
+
+// lockKept makes the locks of a backup that is kept as long as it is, where objects
+// are locked; without an end, as long as was promised, counted from now, and agent
+// delete expire goes on with that.
+func (a *app) lockKept(ctx context.Context, r *repo.Repository, b *repo.Backup, marks []repo.Mark) error {
+	if marks[0].Kind != repo.MarkKeep {
+		return nil
+	}
+	n, err := r.ExtendLocks(ctx, b, func(i repo.Immutable) (least, until time.Time) {
+		if until := marks[0].Until; !until.IsZero() {
+			return until, until
+		}
+		return i.Renewed(time.Now())
+	})
+	if n > 0 {
+		err = errors.Join(err, fprint(a.stdout, "backup %s: locks made longer: %d objects\n", b.Name, n))
+	}
+	return errs.Wrap(err, errs.Storage, "The mark is made; run the same command again with rights to change locks (s3:PutObjectRetention and its like).", "lock what is kept")
 }
 
 func marksOf(keep, release bool, until string, notes []string, now time.Time) ([]repo.Mark, error) {

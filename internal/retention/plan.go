@@ -23,6 +23,8 @@ type Plan struct {
 	Unread map[repo.BackupName]error
 	// Left are folders of backups that do not exist, or not any more.
 	Left []repo.BackupName
+	// Extended counts objects whose locks were made longer.
+	Extended int64
 	// WALStays says why no WAL goes; empty: some may.
 	WALStays string
 
@@ -80,7 +82,8 @@ func gather(ctx context.Context, r *repo.Repository, o Options) (*state, error) 
 	if s.live, err = r.ClaimsNow(ctx, o.Cluster); err != nil {
 		return nil, err
 	}
-	return s, s.reload(ctx, r, o)
+	err = s.reload(ctx, r, o)
+	return s, err
 }
 
 // reload reads what may have changed since: it comes after the claims, since one

@@ -179,7 +179,11 @@ func (o *Options) delete(ctx context.Context, r *repo.Repository, s *state, p *P
 	if err := grave.Decide(ctx, p.touched()); err != nil {
 		return nil, err
 	}
-	return p.execute(ctx, r, grave)
+	res, err = p.execute(ctx, r, grave)
+	if o.Request.Verb == Expire {
+		err = errors.Join(err, p.renew(ctx, r, o.Now()))
+	}
+	return res, err
 }
 
 // spare leaves out what was not announced: nobody could know of it.
@@ -255,5 +259,24 @@ func (p *Plan) sweep(ctx context.Context, sw *repo.Sweep, at *Place) error {
 		err = sw.WAL(ctx, p.wal.timelines(), p.survey.Size, p.wal)
 		at.WAL = sw.Take()
 	}
+	if err == nil && (p.Request.Verb == Expire || p.Request.Verb == Garbage) {
+		err = sw.Unfinished(ctx, p.staleBefore)
+		at.Unfinished = sw.Take()
+	}
 	return err
+}
+
+// renew makes the locks of backups longer that are kept beyond what was promised
+// when they were made: by a mark or a calendar rule.
+func (p *Plan) renew(ctx context.Context, r *repo.Repository, now time.Time) error {
+	var failed []error
+	for _, d := range p.Decisions {
+		if !d.Keep() || d.Continuous {
+			continue
+		}
+		n, err := r.ExtendLocks(ctx, d.Backup, func(i repo.Immutable) (least, until time.Time) { return i.Renewed(now) })
+		p.Extended += n
+		failed = append(failed, err)
+	}
+	return errors.Join(failed...)
 }

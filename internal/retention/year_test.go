@@ -58,7 +58,7 @@ func TestYear(t *testing.T) {
 		if _, err := w.run(Request{Verb: Expire}, yearRules, -1); err != nil {
 			t.Fatal(err)
 		}
-		w.promised(line)
+		w.promised()
 		if old != nil {
 			old.now = w.now
 			if _, err := old.run(Request{Verb: Expire}, yearRules, -1); err != nil {
@@ -77,7 +77,7 @@ func TestYear(t *testing.T) {
 }
 
 // promised fails the test unless what the policy promises can be planned.
-func (w *world) promised(line postgres.Timeline) {
+func (w *world) promised() {
 	w.t.Helper()
 	ctx := w.t.Context()
 	backups, scan := w.existing(), w.held()
