@@ -95,7 +95,7 @@ func TestChainWithoutItsMiddle(t *testing.T) {
 }
 
 // packs reads the list of a backup's packs.
-func (s *site) packs(t *testing.T, name string) (all []repo.Pack) {
+func (s *site) packs(t testing.TB, name string) (all []repo.Pack) {
 	t.Helper()
 	raw := compress.NewReader(bytes.NewReader(readFile(t, filepath.Join(s.backupDir(t, name), "packs"))))
 	defer raw.Close()
