@@ -2,7 +2,6 @@ package e2e_test
 
 import (
 	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
 	"maps"
 	"os"
@@ -140,51 +139,69 @@ func (m *mementos) whole(t *testing.T, name string) {
 // backups and deletes nothing at all. It returns the names of the backups.
 func (s *site) exact(t testing.TB) []string {
 	t.Helper()
-	names := s.backups(t)
-	want := make(map[string]bool)
-	hashes := make(map[string]string)
-	for _, name := range names {
-		for _, file := range []string{"backup.json", "packs", "manifest"} {
-			want[name+"/"+file] = true
+	folders, err := filepath.Glob(filepath.Join(s.repo, "cluster/*/backup/*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range folders {
+		if len(objects(t, f)) == 0 {
+			t.Errorf("the empty folder %s is left", f)
 		}
-		for _, p := range s.packs(t, name) {
+	}
+	names := s.backups(t)
+	if diff := cmp.Diff(needed(t, objects(t, s.repo), names), remains(objects(t, s.repo))); diff != "" {
+		t.Errorf("what the backups need (-) and what there is (+):\n%s", diff)
+	}
+	return names
+}
+
+// remains are the keys of all that belongs to backups, or announces one or a
+// delete.
+func remains(all map[string]string) []string {
+	keys := []string{}
+	for key := range all {
+		if parts := strings.Split(key, "/"); len(parts) > 3 && slices.Contains([]string{"backup", "claim", "tomb"}, parts[2]) {
+			keys = append(keys, key)
+		}
+	}
+	slices.Sort(keys)
+	return keys
+}
+
+// needed are the keys of all that some backups of the only cluster consist of. It
+// fails the test if any of it is not there, or is not what was stored.
+func needed(t testing.TB, all map[string]string, names []string) []string {
+	t.Helper()
+	dirs := make(map[string]string)
+	for key := range all {
+		if parts := strings.Split(key, "/"); len(parts) > 4 && parts[2] == "backup" {
+			dirs[parts[3]] = strings.Join(parts[:3], "/") + "/"
+		}
+	}
+	keys := make(map[string]bool)
+	for _, name := range names {
+		dir := dirs[name] + name + "/"
+		for _, file := range []string{"backup.json", "packs", "manifest"} {
+			keys[dir+file] = true
+		}
+		for _, p := range packsOf(t, all[dir+"packs"]) {
 			lender := string(p.Lender)
 			if lender == "" {
 				lender = name
 			}
-			key := fmt.Sprintf("%s/pack/%08x", lender, p.Number)
-			want[key] = true
-			hashes[key] = hex.EncodeToString(p.SHA256[:])
-		}
-	}
-	got := make(map[string]bool)
-	for _, cluster := range s.clusters(t) {
-		for key, body := range below(t, filepath.Join(cluster, "backup")) {
-			got[filepath.ToSlash(key)] = true
-			sum := sha256.Sum256([]byte(body))
-			if hash, ok := hashes[key]; ok && hash != hex.EncodeToString(sum[:]) {
-				t.Errorf("%s is not what was stored", key)
-			}
-		}
-		folders, err := filepath.Glob(filepath.Join(cluster, "backup/*"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, f := range folders {
-			if len(objects(t, f)) == 0 {
-				t.Errorf("the empty folder %s is left", f)
-			}
-		}
-		for _, kind := range []string{"claim", "tomb"} {
-			if all := below(t, filepath.Join(cluster, kind)); len(all) > 0 {
-				t.Errorf("of kind %s there are %v", kind, slices.Sorted(maps.Keys(all)))
+			key := fmt.Sprintf("%s%s/pack/%08x", dirs[name], lender, p.Number)
+			keys[key] = true
+			if sum := sha256.Sum256([]byte(all[key])); string(sum[:]) != string(p.SHA256[:]) {
+				t.Errorf("%s, which %s needs, is not there or not what was stored", key, name)
 			}
 		}
 	}
-	if diff := cmp.Diff(slices.Sorted(maps.Keys(want)), slices.Sorted(maps.Keys(got))); diff != "" {
-		t.Errorf("what the backups need (-) and what there is (+):\n%s", diff)
+	for key := range keys {
+		if _, ok := all[key]; !ok {
+			t.Errorf("%s is not there", key)
+		}
 	}
-	return names
+	return append([]string{}, slices.Sorted(maps.Keys(keys))...)
 }
 
 // below is objects for a folder that may not be there.
