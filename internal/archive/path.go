@@ -64,6 +64,10 @@ func (s *Survey) needs(b *repo.Backup) ([]Span, error) {
 	if err != nil {
 		return nil, err
 	}
+	if s.alone(b) {
+		start := postgres.Segment{Timeline: b.Timeline, Number: b.StartLSN.Segment(s.Size)}
+		return []Span{{start, stop}}, nil
+	}
 	spans := make(map[postgres.Timeline]Span)
 	for _, way := range ways {
 		for _, l := range way {
