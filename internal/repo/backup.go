@@ -267,22 +267,10 @@ const loads = 8
 // are left out. Those that can be read are returned also when the error says
 // that some are damaged.
 func (r *Repository) Backups(ctx context.Context, cluster ClusterID) ([]*Backup, error) {
-	var names []BackupName
-	err := r.anywhere(func(p *place) error {
-		for dir, err := range p.Bucket.Folders(ctx, cluster.backupPrefix()) {
-			if err != nil {
-				return fmt.Errorf("list backups: %w", err)
-			}
-			if name, err := ParseBackupName(dir); err == nil && !slices.Contains(names, name) {
-				names = append(names, name)
-			}
-		}
-		return nil
-	})
+	names, err := r.BackupNames(ctx, cluster)
 	if err != nil {
 		return nil, err
 	}
-	slices.Sort(names)
 	loaded, failed := make([]*Backup, len(names)), make([]error, len(names))
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(loads)
