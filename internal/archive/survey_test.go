@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"pgregory.net/rapid"
 
@@ -270,5 +271,37 @@ func TestBehind(t *testing.T) {
 		if behind(c.backup, d) != c.want {
 			t.Errorf("%s: %v", c.backup.Name, !c.want)
 		}
+	}
+}
+
+// TestWindows: from the oldest backup that gets there to the last segment of
+// each row, along its own timeline and those that came of it.
+func TestWindows(t *testing.T) {
+	s := surveyed(t, "1:3-9", "1:12-20", "2:8-30")
+	for i := range s.Scan.Ranges {
+		s.Scan.Ranges[i].Until = testTime.Add(time.Duration(i) * time.Hour)
+	}
+	s.Histories[2] = history(t, 2, "1\t0/8000100\tx")
+	at := func(name string, start, stop uint64, hour int) *repo.Backup {
+		b := backup(name, 1, start, stop)
+		b.Stopped = testTime.Add(time.Duration(hour) * time.Hour)
+		return b
+	}
+	s.Backups = []*repo.Backup{at("late", 6, 6, -1), at("early", 3, 4, -5), at("other", 13, 14, 3), at("broken", 10, 12, -9), at("behind", 9, 9, -2)}
+	windows, err := s.Windows()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, w := range windows {
+		got = append(got, fmt.Sprintf("%d: %s %v to %v %s", w.Timeline, w.Backup, w.From.Sub(testTime), w.Until.Sub(testTime), w.LastName))
+	}
+	want := []string{
+		"1: early -5h0m0s to 0s 000000010000000000000009",
+		"1: other 3h0m0s to 3h0m0s 000000010000000000000014",
+		"2: early -5h0m0s to 2h0m0s 00000002000000000000001E",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("windows:\n%s\nand not:\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
 }

@@ -80,6 +80,13 @@ func TestDefaults(t *testing.T) {
 		{"standby_on_outage", "wait", "default"},
 		{"max_incrementals", "30", "default"},
 		{"full_every", "7d", "default"},
+		{"keep_window", "0s", "default"},
+		{"keep_full", "0", "default"},
+		{"keep_daily", "0", "default"},
+		{"keep_weekly", "0", "default"},
+		{"keep_monthly", "0", "default"},
+		{"keep_yearly", "0", "default"},
+		{"min_backups", "0", "default"},
 		{"label", "", "default"},
 		{"log_level", "info", "default"},
 		{"log_format", "text", "default"},
@@ -100,6 +107,10 @@ func TestDefaults(t *testing.T) {
 		{"ca_file", "", "default"},
 		{"insecure", "false", "default"},
 		{"immutable", "none", "default"},
+		{"price_storage_gb_month", "0", "default"},
+		{"price_put_1000", "0", "default"},
+		{"price_get_1000", "0", "default"},
+		{"price_currency", "", "default"},
 	}
 	if diff := cmp.Diff(want, c.Effective()); diff != "" {
 		t.Fatal(diff)
@@ -147,6 +158,13 @@ func samples() map[string][3]string {
 		"log_format":         {"json", "text", "json"},
 		"timeout":            {"1m30s", "auto", "1h30m"},
 		"full_every":         {"1h", "1d12h", "3650d"},
+		"keep_window":        {"1h", "7d", "0s"},
+		"keep_full":          {"3", "10000", "0"},
+		"keep_daily":         {"7", "1", "0"},
+		"keep_weekly":        {"4", "1", "0"},
+		"keep_monthly":       {"12", "1", "0"},
+		"keep_yearly":        {"10", "1", "0"},
+		"min_backups":        {"2", "1", "0"},
 		"s3_endpoint":        {"https://minio:9000", "http://[::1]:9000/", "https://s3.example.com/x"},
 		"s3_region":          {"eu-central-1", "us-east-1", "auto"},
 		"s3_profile":         {"backup", "my profile", "c"},
@@ -164,6 +182,11 @@ func samples() map[string][3]string {
 		"ca_file":            {"/a", "/b", "c"},
 		"insecure":           {"true", "false", "true"},
 		"immutable":          {"governance:30d", "none", "compliance:1d12h"},
+
+		"price_storage_gb_month": {"0.023", "0.02", "1"},
+		"price_put_1000":         {"0.005", "0", "0.01"},
+		"price_get_1000":         {"0.0004", "0", "12"},
+		"price_currency":         {"EUR", "USD", "CHF"},
 	}
 }
 

@@ -42,6 +42,16 @@ type Repository struct {
 	CAFile    string     // path of PEM certificates that are trusted for this repository
 	Insecure  bool       // certificates are not checked
 	Immutable *Immutable // nil: objects are not locked
+	Prices    Prices
+}
+
+// Prices are what the store takes, for the costs that are shown. A price of 0
+// is not known.
+type Prices struct {
+	StorageGBMonth float64 // for 10^9 bytes for a month
+	Put1000        float64 // for 1,000 requests that write
+	Get1000        float64 // for 1,000 requests that read
+	Currency       string  // "" if it is not said
 }
 
 // The values of Repository.S3Checksum but "none".

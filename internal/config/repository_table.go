@@ -98,6 +98,7 @@ func repositoryTable() []repositoryOption {
 	azure := []string{storage.SchemeAzure}
 	sftp := []string{storage.SchemeSFTP}
 	clouds := []string{storage.SchemeS3, storage.SchemeGCS, storage.SchemeAzure}
+	all := []string{storage.SchemeFile, storage.SchemeS3, storage.SchemeGCS, storage.SchemeAzure, storage.SchemeSFTP}
 	return []repositoryOption{
 		text(s3, "s3_endpoint", "s3-endpoint", "URL", endpointSyntax, storeEndpoint,
 			"The endpoint of an S3-compatible service; without it the SDK decides (AWS_ENDPOINT_URL, AWS's own).",
@@ -188,6 +189,15 @@ func repositoryTable() []repositoryOption {
 				return r.Immutable.String()
 			},
 		},
+		price(all, "price_storage_gb_month", "price-storage", "What the store takes for a gigabyte (10^9 bytes) for a month, for the costs that agent repo info shows.",
+			func(r *Repository) *float64 { return &r.Prices.StorageGBMonth }),
+		price(all, "price_put_1000", "price-put-1000", "What the store takes for 1,000 requests that write.",
+			func(r *Repository) *float64 { return &r.Prices.Put1000 }),
+		price(all, "price_get_1000", "price-get-1000", "What the store takes for 1,000 requests that read.",
+			func(r *Repository) *float64 { return &r.Prices.Get1000 }),
+		text(all, "price_currency", "price-currency", "TEXT", "1 to 8 letters and digits, such as EUR", word(8, ""),
+			"In which currency the prices are; it is shown behind the costs.",
+			func(r *Repository) *string { return &r.Prices.Currency }),
 	}
 }
 
@@ -219,6 +229,38 @@ func truth(schemes []string, key, flag, help string, field func(*Repository) *bo
 		fallback: "false",
 		parse:    storeBool(field),
 		show:     func(r Repository) string { return strconv.FormatBool(*field(&r)) },
+	}
+}
+
+// price is a row whose value is an amount of money; 0: it is not known.
+func price(schemes []string, key, flag, help string, field func(*Repository) *float64) repositoryOption {
+	return repositoryOption{
+		Option: Option{
+			Key: key, Env: envPrefix + strings.ToUpper(key), Flag: flag, Type: "PRICE", Default: "0",
+			Allowed: "0 (not known), or a decimal number such as 0.023", Help: help, Schemes: schemes,
+		},
+		fallback: "0",
+		parse:    storePrice(field),
+		show:     func(r Repository) string { return strconv.FormatFloat(*field(&r), 'f', -1, 64) },
+	}
+}
+
+// maxPrice keeps costs within what can be shown.
+const maxPrice = 1_000_000
+
+func storePrice(field func(*Repository) *float64) parser[Repository] {
+	return func(r *Repository, v value, _ string) error {
+		s := v.text()
+		n, err := strconv.ParseFloat(s, 64)
+		// ParseFloat takes more than decimal digits with a point.
+		if err != nil || strings.Trim(s, "0123456789.") != "" {
+			return errors.New("it is not a decimal number")
+		}
+		if n > maxPrice {
+			return errors.New("it is out of range")
+		}
+		*field(r) = n
+		return nil
 	}
 }
 

@@ -187,7 +187,7 @@ func TestPickingOne(t *testing.T) {
 
 func TestBadLists(t *testing.T) {
 	const place = "file " + testFile + " line 1"
-	const itemKeys = "Allowed are: name, url, required, s3_endpoint, s3_region, s3_profile, s3_path_style, s3_checksum, storage_class, sse, kms_key, gcs_endpoint, gcs_user_project, azure_account, azure_endpoint, sftp_known_hosts, sftp_identity_file, ca_file, insecure, immutable."
+	const itemKeys = "Allowed are: name, url, required, s3_endpoint, s3_region, s3_profile, s3_path_style, s3_checksum, storage_class, sse, kms_key, gcs_endpoint, gcs_user_project, azure_account, azure_endpoint, sftp_known_hosts, sftp_identity_file, ca_file, insecure, immutable, price_storage_gb_month, price_put_1000, price_get_1000, price_currency."
 	for _, test := range []struct{ list, text, hint string }{
 		{"x", `repositories: bad value "********" (%s): it is not a list; …`, "The setting repositories: …"},
 		{"{url: /a}", `repositories: bad value "********" (%s): it is not a list; …`, "The setting repositories: …"},
@@ -362,6 +362,14 @@ func TestBadRepositorySettings(t *testing.T) {
 		{"azure_account", "ab", "it is not one of the allowed values"},
 		{"azure_account", "Account", "it is not one of the allowed values"},
 		{"azure_account", strings.Repeat("x", 25), "it is too long"},
+		{"price_put_1000", "-1", "it is not a decimal number"},
+		{"price_put_1000", "0,05", "it is not a decimal number"},
+		{"price_put_1000", "1e3", "it is not a decimal number"},
+		{"price_put_1000", "Inf", "it is not a decimal number"},
+		{"price_put_1000", "1000001", "it is out of range"},
+		{"price_currency", "€", "it is not one of the allowed values"},
+		{"price_currency", "dollars and cents", "it is not one of the allowed values"},
+		{"price_currency", "ninechars", "it is too long"},
 		{"immutable", "30d", "it is not one of the allowed values"},
 		{"immutable", "governance", "a duration is a number and a unit"},
 		{"immutable", "governance:30", "the unit is missing (did you mean 30s?)"},
@@ -373,6 +381,9 @@ func TestBadRepositorySettings(t *testing.T) {
 		{"timeout", "forever", "this is not a duration"},
 		{"full_every", "59m", "that is too short"},
 		{"full_every", "3651d", "that is too long"},
+		{"keep_window", "59m", "that is too short"},
+		{"keep_window", "36501d", "that is too long"},
+		{"keep_window", "7", "the unit is missing (did you mean 7s?)"},
 	} {
 		o, _ := find(table(), func(o option) bool { return o.Key == test.key })
 		want := fmt.Sprintf("%s: bad value %q (flag --%s): %s; allowed: %s", test.key, shorten(maskAny(test.bad)), o.Flag, test.want, o.Allowed)
@@ -380,6 +391,21 @@ func TestBadRepositorySettings(t *testing.T) {
 	}
 	wantError(t, input("sftp_identity_file: '-----BEGIN OPENSSH PRIVATE KEY-----'", nil, nil),
 		`sftp_identity_file: bad value "********" (file /c/agent.yaml line 1): it is a private key: keep that in a file for the agent's user alone, and give its path; …`, "The setting …")
+}
+
+// TestKeep reads a policy, and one rule that is taken back.
+func TestKeep(t *testing.T) {
+	file := "keep_window: 7d\nkeep_full: 2\nkeep_daily: 7\nkeep_weekly: 4\nkeep_monthly: 12\nkeep_yearly: 10\nmin_backups: 3\n"
+	want := Keep{Window: 7 * 24 * time.Hour, Full: 2, Daily: 7, Weekly: 4, Monthly: 12, Yearly: 10, Least: 3}
+	if got := mustLoad(t, input(file, nil, nil)).Keep; got != want {
+		t.Errorf("%+v", got)
+	}
+	for _, none := range []string{"0", "0s"} {
+		want.Window = 0
+		if got := mustLoad(t, input(file, []string{"AGENT_KEEP_WINDOW=" + none}, nil)).Keep; got != want {
+			t.Errorf("with %s: %+v", none, got)
+		}
+	}
 }
 
 func TestTimeouts(t *testing.T) {

@@ -1,6 +1,7 @@
 package crypto
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -176,4 +177,30 @@ type markedReaderAt struct{ r io.ReaderAt }
 func (m markedReaderAt) ReadAt(p []byte, off int64) (int, error) {
 	n, err := m.r.ReadAt(p, off)
 	return n, mark(err)
+}
+
+// HeaderSize is how many bytes the header of a sealed object has, from its first
+// bytes. It ends with the line of its MAC, which no other line looks like: the
+// bodies of the stanzas are base64.
+func HeaderSize(head []byte) (int64, error) {
+	mac := bytes.Index(head, []byte("\n--- "))
+	if mac < 0 {
+		return 0, corruptf("the header does not end in the first %d bytes", len(head))
+	}
+	end := bytes.IndexByte(head[mac+1:], '\n')
+	if end < 0 {
+		return 0, corruptf("the header does not end in the first %d bytes", len(head))
+	}
+	return int64(mac + 1 + end + 1), nil
+}
+
+// nonceSize is that of the payload's nonce.
+const nonceSize = 16
+
+// PlainSize is how many bytes a sealed object of that size holds behind a
+// header of that size.
+func PlainSize(sealed, header int64) int64 {
+	payload := sealed - header - nonceSize
+	chunks := max((payload+chunkSize+chunkTag-1)/(chunkSize+chunkTag), 1)
+	return max(payload-chunks*chunkTag, 0)
 }

@@ -217,3 +217,32 @@ func (o onlyRange) ReadAt(p []byte, off int64) (int, error) {
 	}
 	return bytes.NewReader(o.sealed).ReadAt(p, off)
 }
+
+// TestPlainSize compares the size that follows from the header with that which
+// age finds.
+func TestPlainSize(t *testing.T) {
+	id, one := generate(t, false)
+	_, other := generate(t, false)
+	_, ssh := sshKey(t, "rsa", "")
+	for _, size := range []int{0, 1, chunkSize - 1, chunkSize, chunkSize + 1, 3 * chunkSize} {
+		for _, to := range []Recipients{recipients(t, one), recipients(t, one, other, ssh)} {
+			sealed := seal(t, to, make([]byte, size), nil)
+			header, err := HeaderSize(sealed[:min(len(sealed), 4096)])
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, plain, err := identities(t, id).OpenAt(bytes.NewReader(sealed), int64(len(sealed)))
+			if err != nil || plain != int64(size) {
+				t.Fatalf("%d bytes: %d, %v", size, plain, err)
+			}
+			if got := PlainSize(int64(len(sealed)), header); got != plain {
+				t.Errorf("%d bytes: %d", size, got)
+			}
+		}
+	}
+	for _, bad := range []string{"", "age-encryption.org/v1\n-> X25519 x\n", "age-encryption.org/v1\n--- x"} {
+		if _, err := HeaderSize([]byte(bad)); !errors.Is(err, ErrCorrupt) {
+			t.Errorf("%q: %v", bad, err)
+		}
+	}
+}

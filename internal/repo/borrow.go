@@ -156,7 +156,7 @@ func (m *ManifestWriter) Mark(ctx context.Context) (entries int64, err error) {
 // need notes that a pack of another backup is needed.
 func (m *ManifestWriter) need(id PackID) {
 	if id.Backup != m.header.Backup {
-		m.borrowed.add(id)
+		m.borrowed.Add(id)
 	}
 }
 
@@ -178,20 +178,30 @@ func (m *ManifestWriter) Borrowed(from map[PackID]Pack) ([]Pack, error) {
 	return packs, nil
 }
 
-// packBits is a set of packs: a bit for each.
-type packBits map[BackupName][]uint64
+// PackBits is a set of packs: a bit for each. It is used by one goroutine.
+type PackBits map[BackupName][]uint64
 
-func (s packBits) add(id PackID) {
+// Add puts a pack into the set, and says whether it is new there.
+func (s PackBits) Add(id PackID) bool {
 	words := s[id.Backup]
 	at := int(id.Number / 64)
 	if at >= len(words) {
 		words = append(words, make([]uint64, at+1-len(words))...)
 		s[id.Backup] = words
 	}
-	words[at] |= 1 << (id.Number % 64)
+	bit := uint64(1) << (id.Number % 64)
+	added := words[at]&bit == 0
+	words[at] |= bit
+	return added
 }
 
-func (s packBits) all() func(func(PackID) bool) {
+// Has reports whether a pack is in the set.
+func (s PackBits) Has(id PackID) bool {
+	words, at := s[id.Backup], int(id.Number/64)
+	return at < len(words) && words[at]&(1<<(id.Number%64)) != 0
+}
+
+func (s PackBits) all() func(func(PackID) bool) {
 	return func(yield func(PackID) bool) {
 		for name, words := range s {
 			for at, w := range words {

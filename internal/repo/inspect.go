@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"sync/atomic"
 
@@ -16,35 +17,13 @@ import (
 // What is here looks at one place at a time, for a verification: reading is
 // content with the first good copy, wherever that is.
 
-// PlaceState says of a place whether it can be asked.
-type PlaceState struct {
-	Name     string
-	URL      string
-	ID       string // by which a host remembers it
-	Required bool
-	Err      error // why it cannot be asked; nil: it can
-}
-
-// Places are those of the repository, in the order of the configuration.
-func (r *Repository) Places() []PlaceState {
-	all := make([]PlaceState, len(r.places))
-	for i, p := range r.places {
-		all[i] = PlaceState{Name: p.Name, URL: p.String(), ID: p.ID(), Required: p.Required, Err: p.err()}
+// Strict is Only, and no older version stands in either for what the place lacks.
+func (r *Repository) Strict(name string) (*Repository, error) {
+	only, err := r.Only(name)
+	if only != nil {
+		only.strict = true
 	}
-	return all
-}
-
-// Only is the repository as the place of that name alone shows it: neither
-// another place nor an older version stands in for what it lacks. It is closed
-// with the repository itself.
-func (r *Repository) Only(name string) (*Repository, error) {
-	i := slices.IndexFunc(r.places, func(p *place) bool { return p.Name == name })
-	if i < 0 {
-		return nil, fmt.Errorf("there is no repository %q", name)
-	}
-	only := *r
-	only.places, only.strict = []*place{r.places[i]}, true
-	return &only, nil
+	return only, err
 }
 
 // BackupKeys are the keys of the objects of a backup beside its packs.
@@ -67,20 +46,23 @@ func (p Pack) Digest() ObjectDigest { return ObjectDigest{Size: p.Size, SHA256: 
 // BackupNames lists the folders of backups, by name: of those that exist, that
 // are being made, and that were interrupted.
 func (r *Repository) BackupNames(ctx context.Context, cluster ClusterID) ([]BackupName, error) {
-	var names []BackupName
-	err := r.anywhere(func(p *place) error {
+	return backupNames(ctx, cluster, r.anywhere)
+}
+
+func backupNames(ctx context.Context, cluster ClusterID, ask func(func(*place) error) error) ([]BackupName, error) {
+	seen := make(map[BackupName]bool)
+	err := ask(func(p *place) error {
 		for dir, err := range p.Bucket.Folders(ctx, cluster.backupPrefix()) {
 			if err != nil {
 				return fmt.Errorf("list backups: %w", err)
 			}
-			if name, err := ParseBackupName(dir); err == nil && !slices.Contains(names, name) {
-				names = append(names, name)
+			if name, err := ParseBackupName(dir); err == nil {
+				seen[name] = true
 			}
 		}
 		return nil
 	})
-	slices.Sort(names)
-	return names, err
+	return slices.Sorted(maps.Keys(seen)), err
 }
 
 // Unfinished looks at a backup without backup.json. whole says that the objects

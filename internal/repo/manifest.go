@@ -115,7 +115,7 @@ type ManifestWriter struct {
 	section  sectionBuilder
 	pending  encoder // records that stand behind the section being built
 	loan     loan
-	borrowed packBits // packs of other backups that are needed
+	borrowed PackBits // packs of other backups that are needed
 	root     rootWriter
 	copy     ManifestCopy
 	last     string // path before, for prefix compression
@@ -140,7 +140,7 @@ func (r *Repository) NewManifestWriter(set *PackSet, h ManifestHeader, keep Mani
 	if err != nil {
 		return nil, fmt.Errorf("make encoder: %w", err)
 	}
-	m := &ManifestWriter{repo: r, cluster: set.cluster, header: h, packs: set.Writer(PackMeta), enc: enc, copy: keep, borrowed: make(packBits)}
+	m := &ManifestWriter{repo: r, cluster: set.cluster, header: h, packs: set.Writer(PackMeta), enc: enc, copy: keep, borrowed: make(PackBits)}
 	m.root = rootWriter{enc: enc, spool: spool{dir: r.spoolDir}, copy: keep}
 	if m.root.seal, err = sealWriter(&m.root.spool, r.keys.Meta); err != nil {
 		return nil, fmt.Errorf("begin manifest: %w", err)

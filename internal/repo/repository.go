@@ -64,8 +64,8 @@ type Repository struct {
 	version  string
 }
 
-// marker is repository.json.
-type marker struct {
+// Marker is repository.json, what tells a repository from any other place.
+type Marker struct {
 	Format    int       `json:"format"`
 	ID        string    `json:"id"`
 	Created   time.Time `json:"created"`
@@ -144,7 +144,7 @@ func (r *Repository) init(ctx context.Context, p *place) (id string, err error) 
 	if _, err := rand.Read(b[:]); err != nil {
 		return "", fmt.Errorf("make repository id: %w", err)
 	}
-	m := marker{Format: Format, ID: hex.EncodeToString(b[:]), Created: timestamp(r.now()), CreatedBy: r.version}
+	m := Marker{Format: Format, ID: hex.EncodeToString(b[:]), Created: timestamp(r.now()), CreatedBy: r.version}
 	body, err := json.MarshalIndent(m, "", "  ")
 	if err != nil {
 		return "", fmt.Errorf("encode %s: %w", repositoryKey, err)
@@ -281,14 +281,14 @@ var ErrGone = errors.New("there is no " + repositoryKey)
 // maxMarker bounds repository.json and its like, in bytes.
 const maxMarker = 64 << 10
 
-func (r *Repository) readMarker(ctx context.Context, p *place) (marker, error) {
-	var m marker
+func (r *Repository) readMarker(ctx context.Context, p *place) (Marker, error) {
+	var m Marker
 	err := r.readFrom(ctx, []*place{p}, repositoryKey, expected, func(s source) error {
 		b, err := s.readAll(ctx, repositoryKey, maxMarker)
 		if err != nil {
 			return err
 		}
-		m = marker{}
+		m = Marker{}
 		if err := json.Unmarshal(b, &m); err != nil {
 			return s.damaged(fmt.Errorf("decode: %w", err), repositoryKey)
 		}

@@ -62,7 +62,28 @@ func (x *run) catalogue(ctx context.Context) error {
 	if err := x.constants(ctx); err != nil {
 		return err
 	}
-	return x.choose(ctx)
+	if err := x.choose(ctx); err != nil {
+		return err
+	}
+	if !x.Repair {
+		return nil
+	}
+	return x.undisturbed(ctx)
+}
+
+// undisturbed refuses to repair what is being deleted: it would be there again.
+func (x *run) undisturbed(ctx context.Context) error {
+	var names []repo.BackupName
+	for _, b := range x.backups {
+		if b.selected {
+			names = append(names, b.name)
+		}
+	}
+	doomed, _, err := x.repo.Doomed(ctx, x.Cluster, names)
+	if err == nil && doomed != "" {
+		err = errs.New(errs.Locked, "Wait for it, or run the delete that was interrupted again, or name other backups.", "backup %s is being deleted, and is not repaired", doomed)
+	}
+	return err
 }
 
 // load reads backup.json in each place.
@@ -201,6 +222,15 @@ func (x *run) documents(ctx context.Context) error {
 			if !c.asked || c.there && c.bad == nil {
 				continue
 			}
+			if !c.there {
+				doomed, err := x.doomed(ctx, b)
+				if err != nil {
+					return err
+				}
+				if doomed {
+					continue
+				}
+			}
 			err := c.bad
 			if err == nil {
 				err = missingObject(x.Cluster.BackupKeys(b.name).JSON, p)
@@ -209,6 +239,15 @@ func (x *run) documents(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// doomed reports whether a backup is being deleted.
+func (x *run) doomed(ctx context.Context, b *backup) (bool, error) {
+	doomed, _, err := x.repo.Doomed(ctx, x.Cluster, []repo.BackupName{b.name})
+	if err != nil && fatal(ctx, err) {
+		return false, err
+	}
+	return doomed != "", nil
 }
 
 // missingObject is that an object is not in a place.

@@ -110,7 +110,11 @@ func (x *run) withoutDeleted(ctx context.Context) error {
 			}
 			there = there || !repo.IsMissing(err)
 		}
-		gone[b.name] = !there
+		doomed, err := x.doomed(ctx, b)
+		if err != nil {
+			return err
+		}
+		gone[b.name] = !there || doomed
 	}
 	x.result.Findings = slices.DeleteFunc(x.result.Findings, func(f Finding) bool {
 		if f.Kind != Missing && f.Kind != Behind || len(f.Backups) == 0 {

@@ -132,7 +132,7 @@ type run struct {
 
 // place is one of the repository's.
 type place struct {
-	repo.PlaceState
+	repo.PlaceInfo
 	index int
 	only  *repo.Repository
 	seen  *seen
@@ -181,11 +181,11 @@ func Run(ctx context.Context, r *repo.Repository, o Options) (_ *Result, err err
 // open makes a handle for each place.
 func (x *run) open() error {
 	for i, s := range x.repo.Places() {
-		only, err := x.repo.Only(s.Name)
-		if err != nil {
+		only, err := x.repo.Strict(s.Name)
+		if err != nil && s.Err == nil {
 			return err
 		}
-		p := &place{PlaceState: s, index: i, only: only}
+		p := &place{PlaceInfo: s, index: i, only: only}
 		if p.seen, err = openSeen(x.StateDir, s.ID, x.began, x.MaxAge); err != nil {
 			return err
 		}
