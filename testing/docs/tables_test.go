@@ -83,6 +83,12 @@ func TestFields(t *testing.T) {
 		"report.DeletedRepository": reflect.TypeFor[report.DeletedRepository](),
 		"report.DeletedKind":       reflect.TypeFor[report.DeletedKind](),
 
+		"report.BackupsVerified": reflect.TypeFor[report.BackupsVerified](),
+		"report.BackupState":     reflect.TypeFor[report.BackupState](),
+		"report.BackupFinding":   reflect.TypeFor[report.BackupFinding](),
+		"report.LostBackup":      reflect.TypeFor[report.LostBackup](),
+		"report.LostMoment":      reflect.TypeFor[report.LostMoment](),
+
 		"report.Info":        reflect.TypeFor[report.Info](),
 		"report.InfoPlace":   reflect.TypeFor[report.InfoPlace](),
 		"report.InfoKind":    reflect.TypeFor[report.InfoKind](),
