@@ -97,10 +97,7 @@ type Options struct {
 // backups and Sample; if all is read, with the keys of the objects. The error is
 // of what ended everything.
 func Check(ctx context.Context, r *repo.Repository, info repo.PlaceInfo, o Options) (*Result, error) {
-	res := &Result{PlaceInfo: info, Err: info.Err}
-	if res.Err != nil {
-		return res, nil
-	}
+	res := &Result{PlaceInfo: info}
 	only, err := r.Only(info.Name)
 	if err == nil {
 		res.Marker, err = only.ReadMarker(ctx)

@@ -88,6 +88,10 @@ func TestFields(t *testing.T) {
 		"report.InfoWindow":  reflect.TypeFor[report.InfoWindow](),
 		"report.InfoBackup":  reflect.TypeFor[report.InfoBackup](),
 
+		"report.Format":        reflect.TypeFor[report.Format](),
+		"report.FormatKind":    reflect.TypeFor[report.FormatKind](),
+		"report.FormatFinding": reflect.TypeFor[report.FormatFinding](),
+
 		"repo.Cluster":   reflect.TypeFor[repo.Cluster](),
 		"repo.Claim":     reflect.TypeFor[repo.Claim](),
 		"repo.Pack":      reflect.TypeFor[repo.Pack](),
