@@ -2,6 +2,7 @@ package format_test
 
 import (
 	"encoding/json"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -89,6 +90,7 @@ func released(t *testing.T, stored string) {
 		env = append(env, "AGENT_IDENTITY_FILE="+identity)
 	}
 	understood(t, env, true)
+	counted(t, env, f, repository)
 
 	clusters, err := filepath.Glob(filepath.Join(repository, "cluster", "*"))
 	if err != nil || len(clusters) != 1 {
@@ -204,6 +206,34 @@ func understood(t *testing.T, env []string, key bool) {
 	}
 	if diff := cmp.Diff(want, seen); diff != "" {
 		t.Errorf("the kinds of objects (-) and those read (+) differ:\n%s", diff)
+	}
+}
+
+// counted: repo info counts all of it, and finds nothing dead.
+func counted(t *testing.T, env []string, f fixture, repository string) {
+	t.Helper()
+	res := harness.Agent(t, env, "repo", "info", "--deep", "--json")
+	var d report.Info
+	if err := json.Unmarshal([]byte(res.Stdout), &d); err != nil || res.Code != 0 {
+		t.Fatalf("status %d, %v: %s", res.Code, err, res.Stderr)
+	}
+	var files, bytes int64
+	err := filepath.WalkDir(repository, func(_ string, e fs.DirEntry, err error) error {
+		if err != nil || e.IsDir() {
+			return err
+		}
+		info, err := e.Info()
+		if err == nil {
+			files, bytes = files+1, bytes+info.Size()
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, c := d.Repositories[0], d.Clusters[0]
+	if p.Objects != files || p.Bytes != bytes || len(c.Backups) != len(f.Backups) || len(c.Recoverable) != 2 || *c.DeadBytes != 0 || len(c.Errors) != 0 {
+		t.Errorf("%d files of %d bytes; counted are %+v, %+v", files, bytes, p, c)
 	}
 }
 
