@@ -142,9 +142,9 @@ func (a *app) pushSummary(res *backup.Result, asJSON bool) error {
 		if len(res.Incomplete) > 0 {
 			a.log.Warn("the backup does not exist yet in some repositories; agent repo sync brings it there", "repositories", strings.Join(res.Incomplete, ", "))
 		}
-		return report.ShowJSON(a.stdout, b)
+		return report.ShowJSON(a.stdout, report.Of(b, repo.Marks{}, time.Now()))
 	}
-	d := report.Of(b)
+	d := report.Of(b, repo.Marks{}, time.Now())
 	return fprint(a.stdout, `backup %s is complete: %s
   %s files, %s (%s read%s), %s stored, ratio %.1f, in %s
   start %s, stop %s, timeline %d, WAL %s to %s
@@ -187,11 +187,12 @@ func incompleteLine(repositories []string) string {
 func (a *app) backupList() *cobra.Command {
 	var cluster uint64
 	var asJSON bool
+	var noted []string
 	cmd := &cobra.Command{
 		Use:     "backup-list",
 		GroupID: "backup",
 		Short:   "List the backups, the oldest first",
-		Args:    exactArgs(0, "backup-list [--json]"),
+		Args:    exactArgs(0, "backup-list [--json] [--note KEY[=VALUE]]"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			_, r, err := a.ready(cmd)
 			if err != nil {
@@ -206,13 +207,20 @@ func (a *app) backupList() *cobra.Command {
 					return err
 				}
 			}
-			var backups []*repo.Backup
+			var backups []report.Backup
 			var failures []error
 			for _, id := range ids {
 				of, err := r.Backups(cmd.Context(), id)
-				failures = append(failures, err)
+				marks, merr := r.MarksSeen(cmd.Context(), id)
+				failures = append(failures, err, merr)
 				report.Sort(of)
-				backups = append(backups, of...)
+				for _, b := range of {
+					d := report.Of(b, marks[b.Name], time.Now())
+					failures = append(failures, marks[b.Name].Unread)
+					if d.Noted(noted) {
+						backups = append(backups, d)
+					}
+				}
 			}
 			// What can be read is shown, whatever else is damaged.
 			if asJSON {
@@ -225,6 +233,7 @@ func (a *app) backupList() *cobra.Command {
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print an array of objects")
+	cmd.Flags().StringArrayVar(&noted, "note", nil, "only those with this note, `KEY` or KEY=VALUE; of several, with all of them")
 	clusterFlag(cmd, &cluster)
 	return cmd
 }
@@ -250,10 +259,17 @@ func (a *app) backupShow() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if asJSON {
-				return report.ShowJSON(a.stdout, b)
+			marks, err := r.MarksSeen(cmd.Context(), id)
+			if err != nil {
+				return err
 			}
-			return report.Show(a.stdout, b)
+			d := report.Of(b, marks[b.Name], time.Now())
+			if asJSON {
+				err = report.ShowJSON(a.stdout, d)
+			} else {
+				err = report.Show(a.stdout, d)
+			}
+			return errors.Join(err, marks[b.Name].Unread)
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print an object")

@@ -10,6 +10,7 @@ import (
 	"agent/internal/compact"
 	"agent/internal/compress"
 	"agent/internal/host"
+	"agent/internal/repo"
 	"agent/internal/report"
 )
 
@@ -77,7 +78,7 @@ func (a *app) compactSummary(res *compact.Result, asJSON bool) error {
 		if len(res.Incomplete) > 0 {
 			a.log.Warn("the backup does not exist yet in some repositories; agent repo sync brings it there", "repositories", strings.Join(res.Incomplete, ", "))
 		}
-		return report.ShowJSON(a.stdout, b)
+		return report.ShowJSON(a.stdout, report.Of(b, repo.Marks{}, time.Now()))
 	}
 	if res.Nothing {
 		return fprint(a.stdout, "backup %s borrows nothing from others: there is nothing to do\n", b.Name)

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -162,6 +163,9 @@ func (b *run) publish(ctx context.Context, set *repo.PackSet, manifest *repo.Man
 	if err := g.Wait(); err != nil {
 		return err
 	}
+	if err := b.repo.AwaitSpared(ctx, d.Cluster, lendersOf(borrowed)); err != nil {
+		return err
+	}
 	if b.incomplete, err = b.repo.StoreBackup(ctx, d, borrowed); err != nil {
 		return err
 	}
@@ -169,6 +173,14 @@ func (b *run) publish(ctx context.Context, set *repo.PackSet, manifest *repo.Man
 		b.Log.Warn("what is kept of older backups was not removed", "error", err.Error())
 	}
 	return nil
+}
+
+func lendersOf(borrowed []repo.Pack) []repo.BackupName {
+	names := make(map[repo.BackupName]bool)
+	for _, p := range borrowed {
+		names[p.Lender] = true
+	}
+	return slices.Sorted(maps.Keys(names))
 }
 
 // lent are the packs that earlier backups can lend.

@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 
 	"agent/internal/delta"
+	"agent/internal/errs"
 	"agent/internal/postgres"
 	"agent/internal/repo"
 )
@@ -115,14 +118,34 @@ func (b *run) resumedLayer(ctx context.Context, start postgres.LSN) ([]*layer, e
 	return []*layer{l}, nil
 }
 
-// lenders are the backups from which this one may borrow.
+// lenders are the backups from which this one may borrow. What the base borrows
+// is safe as long as the base is; an interrupted backup is none that others know.
 func (b *run) lenders() []repo.BackupName {
-	var names []repo.BackupName
+	names := make(map[repo.BackupName]bool)
 	if b.base != nil {
-		names = append(names, b.base.Name)
+		names[b.base.Name] = true
 	}
 	if b.resumed != nil {
-		names = append(names, b.resumed.Backup.Name)
+		names[b.resumed.Backup.Name] = true
+		for id := range b.resumed.Packs {
+			names[id.Backup] = true
+		}
 	}
-	return names
+	return slices.Sorted(maps.Keys(names))
+}
+
+// spareDoomed gives up what a delete has announced to take away. It comes after the
+// claim: a delete that is announced later finds that.
+func (b *run) spareDoomed(ctx context.Context) error {
+	doomed, _, err := b.repo.Doomed(ctx, b.cluster(), b.lenders())
+	if err != nil || doomed == "" {
+		return err
+	}
+	b.note(fmt.Sprintf("backup %s is being deleted: nothing is borrowed from it", doomed))
+	if b.Incremental.Parent != "" {
+		return errs.New(errs.Locked, "Choose another parent (agent backup-list), or leave --parent out to have it chosen.", "backup %s is being deleted", doomed)
+	}
+	b.closeBase()
+	b.base, b.resumed = nil, nil
+	return nil
 }

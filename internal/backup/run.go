@@ -149,6 +149,9 @@ func Run(ctx context.Context, r *repo.Repository, o Options) (res *Result, err e
 	stopRenewing := b.lease.Hold(ctx, cancel)
 	defer b.release(ctx)
 	defer stopRenewing()
+	if err := b.spareDoomed(ctx); err != nil {
+		return nil, err
+	}
 	if err := b.copy(ctx); err != nil {
 		if cause := context.Cause(ctx); cause != nil && errors.Is(err, context.Canceled) {
 			err = cause

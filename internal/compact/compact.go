@@ -159,6 +159,13 @@ func (c *run) claimed(ctx context.Context, began time.Time) (incomplete []string
 	defer c.release(ctx)
 	defer c.lease.Hold(ctx, cancel)()
 	defer c.report(began)()
+	doomed, _, err := c.repo.Doomed(ctx, c.backup.Cluster, c.lenders())
+	if err != nil {
+		return nil, err
+	}
+	if doomed != "" {
+		return nil, errs.New(errs.Locked, "Run it again when the delete has ended, if the backup is still there (agent backup-list).", "packs of backup %s, which are needed, are being deleted", doomed)
+	}
 	incomplete, err = c.work(ctx)
 	if cause := context.Cause(ctx); cause != nil && errors.Is(err, context.Canceled) {
 		err = cause

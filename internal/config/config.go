@@ -64,6 +64,7 @@ type Config struct {
 	StandbyOnOutage string        // OutageWait, OutageNotFound or OutageStop
 	MaxIncrementals int           // 0 or more
 	FullEvery       time.Duration // longest time from a full backup to the end of its chain
+	Keep            Keep          // what agent delete expire leaves
 	Label           string        // one line; "" if not set
 	LogLevel        slog.Level
 	LogFormat       string // LogText or LogJSON
@@ -72,6 +73,12 @@ type Config struct {
 	items    []item     // Repositories, if they are from a list
 	origins  map[string]origin
 	warnings []string
+}
+
+// Keep is the policy of retention; a rule of 0 does not count.
+type Keep struct {
+	Window                                      time.Duration
+	Full, Daily, Weekly, Monthly, Yearly, Least int
 }
 
 // The values of Config.Checkpoint.

@@ -381,6 +381,9 @@ func TestBadRepositorySettings(t *testing.T) {
 		{"timeout", "forever", "this is not a duration"},
 		{"full_every", "59m", "that is too short"},
 		{"full_every", "3651d", "that is too long"},
+		{"keep_window", "59m", "that is too short"},
+		{"keep_window", "36501d", "that is too long"},
+		{"keep_window", "7", "the unit is missing (did you mean 7s?)"},
 	} {
 		o, _ := find(table(), func(o option) bool { return o.Key == test.key })
 		want := fmt.Sprintf("%s: bad value %q (flag --%s): %s; allowed: %s", test.key, shorten(maskAny(test.bad)), o.Flag, test.want, o.Allowed)
@@ -388,6 +391,21 @@ func TestBadRepositorySettings(t *testing.T) {
 	}
 	wantError(t, input("sftp_identity_file: '-----BEGIN OPENSSH PRIVATE KEY-----'", nil, nil),
 		`sftp_identity_file: bad value "********" (file /c/agent.yaml line 1): it is a private key: keep that in a file for the agent's user alone, and give its path; …`, "The setting …")
+}
+
+// TestKeep reads a policy, and one rule that is taken back.
+func TestKeep(t *testing.T) {
+	file := "keep_window: 7d\nkeep_full: 2\nkeep_daily: 7\nkeep_weekly: 4\nkeep_monthly: 12\nkeep_yearly: 10\nmin_backups: 3\n"
+	want := Keep{Window: 7 * 24 * time.Hour, Full: 2, Daily: 7, Weekly: 4, Monthly: 12, Yearly: 10, Least: 3}
+	if got := mustLoad(t, input(file, nil, nil)).Keep; got != want {
+		t.Errorf("%+v", got)
+	}
+	for _, none := range []string{"0", "0s"} {
+		want.Window = 0
+		if got := mustLoad(t, input(file, []string{"AGENT_KEEP_WINDOW=" + none}, nil)).Keep; got != want {
+			t.Errorf("with %s: %+v", none, got)
+		}
+	}
 }
 
 func TestTimeouts(t *testing.T) {

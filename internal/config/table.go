@@ -19,6 +19,12 @@ const lowestRate = 10_000
 // segments.
 const lowestBacklog = 64 << 20
 
+// The most that rules of retention can ask for.
+const (
+	maxKept     = 10_000
+	longestKept = 36_500 * day
+)
+
 // table is the option table: every setting, once, with all that is known
 // of it. Its order is that of the documentation.
 func table() []option {
@@ -295,6 +301,82 @@ func table() []option {
 			fallback: fixed("7d"),
 			parse:    storeDuration(func(c *Config) *time.Duration { return &c.FullEvery }, minFullEvery, maxFullEvery),
 			show:     func(c Config) string { return FormatDuration(c.FullEvery) },
+		},
+		{
+			Option: Option{
+				Key: "keep_window", Env: "AGENT_KEEP_WINDOW", Flag: "keep-window", Type: "DURATION", Default: "0s",
+				Allowed: "0s (no such rule), or a duration of 1h to 36500d, such as 36h, 7d",
+				Help:    "agent delete expire: any moment of this time stays recoverable.",
+			},
+			fallback: fixed("0s"),
+			parse: func(c *Config, v value, home string) error {
+				if v.text() == "0s" || v.text() == "0" {
+					c.Keep.Window = 0
+					return nil
+				}
+				return storeDuration(func(c *Config) *time.Duration { return &c.Keep.Window }, time.Hour, longestKept)(c, v, home)
+			},
+			show: func(c Config) string { return FormatDuration(c.Keep.Window) },
+		},
+		{
+			Option: Option{
+				Key: "keep_full", Env: "AGENT_KEEP_FULL", Flag: "keep-full", Type: "N", Default: "0",
+				Allowed: "0 to 10000",
+				Help:    "agent delete expire: how many of the newest full backups stay, with all that came after the oldest of these.",
+			},
+			fallback: fixed("0"),
+			parse:    storeInt(func(c *Config) *int { return &c.Keep.Full }, 0, maxKept),
+			show:     func(c Config) string { return strconv.Itoa(c.Keep.Full) },
+		},
+		{
+			Option: Option{
+				Key: "keep_daily", Env: "AGENT_KEEP_DAILY", Flag: "keep-daily", Type: "N", Default: "0",
+				Allowed: "0 to 10000",
+				Help:    "agent delete expire: of how many days the last backup stays, counting those days that have one (UTC).",
+			},
+			fallback: fixed("0"),
+			parse:    storeInt(func(c *Config) *int { return &c.Keep.Daily }, 0, maxKept),
+			show:     func(c Config) string { return strconv.Itoa(c.Keep.Daily) },
+		},
+		{
+			Option: Option{
+				Key: "keep_weekly", Env: "AGENT_KEEP_WEEKLY", Flag: "keep-weekly", Type: "N", Default: "0",
+				Allowed: "0 to 10000",
+				Help:    "agent delete expire: of how many weeks the last backup stays, counting those weeks that have one (UTC).",
+			},
+			fallback: fixed("0"),
+			parse:    storeInt(func(c *Config) *int { return &c.Keep.Weekly }, 0, maxKept),
+			show:     func(c Config) string { return strconv.Itoa(c.Keep.Weekly) },
+		},
+		{
+			Option: Option{
+				Key: "keep_monthly", Env: "AGENT_KEEP_MONTHLY", Flag: "keep-monthly", Type: "N", Default: "0",
+				Allowed: "0 to 10000",
+				Help:    "agent delete expire: of how many months the last backup stays, counting those months that have one (UTC).",
+			},
+			fallback: fixed("0"),
+			parse:    storeInt(func(c *Config) *int { return &c.Keep.Monthly }, 0, maxKept),
+			show:     func(c Config) string { return strconv.Itoa(c.Keep.Monthly) },
+		},
+		{
+			Option: Option{
+				Key: "keep_yearly", Env: "AGENT_KEEP_YEARLY", Flag: "keep-yearly", Type: "N", Default: "0",
+				Allowed: "0 to 10000",
+				Help:    "agent delete expire: of how many years the last backup stays, counting those years that have one (UTC).",
+			},
+			fallback: fixed("0"),
+			parse:    storeInt(func(c *Config) *int { return &c.Keep.Yearly }, 0, maxKept),
+			show:     func(c Config) string { return strconv.Itoa(c.Keep.Yearly) },
+		},
+		{
+			Option: Option{
+				Key: "min_backups", Env: "AGENT_MIN_BACKUPS", Flag: "min-backups", Type: "N", Default: "0",
+				Allowed: "0 to 10000",
+				Help:    "agent delete expire: how many of the newest backups stay whatever the other rules say.",
+			},
+			fallback: fixed("0"),
+			parse:    storeInt(func(c *Config) *int { return &c.Keep.Least }, 0, maxKept),
+			show:     func(c Config) string { return strconv.Itoa(c.Keep.Least) },
 		},
 		{
 			Option: Option{

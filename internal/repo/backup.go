@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"time"
 
@@ -98,6 +99,10 @@ type Backup struct {
 	// Self is the SHA-256 of backup.json itself with its own 64 digits written
 	// as zeros, so that damage to it is noticed like that to what it pins.
 	Self Digest `json:"self_sha256"`
+
+	// Created is when the store that it was read from took backup.json, by that
+	// store's clock.
+	Created time.Time `json:"-"`
 }
 
 // The types of backups.
@@ -211,12 +216,19 @@ func (r *Repository) ready(ctx context.Context, p *place, b *Backup, borrowed []
 
 // LoadBackup reads one backup.json. A backup that does not exist is NotFound.
 func (r *Repository) LoadBackup(ctx context.Context, cluster ClusterID, name BackupName) (*Backup, error) {
+	return r.loadBackup(ctx, cluster, name, expected)
+}
+
+func (r *Repository) loadBackup(ctx context.Context, cluster ClusterID, name BackupName, how reading) (*Backup, error) {
 	key := cluster.backupKey(name)
 	var b *Backup
-	err := r.read(ctx, key, expected, func(s source) error {
-		body, err := s.readAll(ctx, key, maxBackupJSON)
-		if err == nil {
-			b, err = s.decodeBackup(body, cluster, name)
+	err := r.read(ctx, key, how, func(s source) error {
+		body, info, err := s.readObject(ctx, key, maxBackupJSON)
+		if err != nil {
+			return err
+		}
+		if b, err = s.decodeBackup(body, cluster, name); err == nil {
+			b.Created = info.ModTime
 		}
 		return err
 	})
@@ -259,22 +271,47 @@ func (s source) decodeBackup(body []byte, cluster ClusterID, name BackupName) (*
 	return b, nil
 }
 
-// loads is how many backup.json are read at a time.
-const loads = 8
+// loads is how many small objects are read at a time.
+const loads = 16
 
 // Backups loads all backups of a cluster: one listing of each place and one
 // small GET for each backup. Folders without backup.json are not backups and
 // are left out. Those that can be read are returned also when the error says
 // that some are damaged.
 func (r *Repository) Backups(ctx context.Context, cluster ClusterID) ([]*Backup, error) {
-	var names []BackupName
-	err := r.anywhere(func(p *place) error {
+	held, err := r.loadBackups(ctx, cluster, r.anywhere)
+	if err != nil {
+		return nil, err
+	}
+	var failed []error
+	for _, name := range slices.Sorted(maps.Keys(held.Unread)) {
+		failed = append(failed, held.Unread[name])
+	}
+	return held.Backups, errors.Join(failed...)
+}
+
+// HeldBackups are the folders of backups in a cluster.
+type HeldBackups struct {
+	Backups []*Backup
+	Unread  map[BackupName]error // those that exist, but cannot be read
+	Without []BackupName         // folders without backup.json: no backup, or none any more
+}
+
+// HeldBackups is Backups for who removes some: all required places have to
+// answer, and it says what else there is.
+func (r *Repository) HeldBackups(ctx context.Context, cluster ClusterID) (*HeldBackups, error) {
+	return r.loadBackups(ctx, cluster, r.surely)
+}
+
+func (r *Repository) loadBackups(ctx context.Context, cluster ClusterID, ask func(func(*place) error) error) (*HeldBackups, error) {
+	seen := make(map[BackupName]bool)
+	err := ask(func(p *place) error {
 		for dir, err := range p.Bucket.Folders(ctx, cluster.backupPrefix()) {
 			if err != nil {
 				return fmt.Errorf("list backups: %w", err)
 			}
-			if name, err := ParseBackupName(dir); err == nil && !slices.Contains(names, name) {
-				names = append(names, name)
+			if name, err := ParseBackupName(dir); err == nil {
+				seen[name] = true
 			}
 		}
 		return nil
@@ -282,13 +319,15 @@ func (r *Repository) Backups(ctx context.Context, cluster ClusterID) ([]*Backup,
 	if err != nil {
 		return nil, err
 	}
-	slices.Sort(names)
+	names := slices.Sorted(maps.Keys(seen))
 	loaded, failed := make([]*Backup, len(names)), make([]error, len(names))
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(loads)
 	for i, name := range names {
 		g.Go(func() error {
-			b, err := r.LoadBackup(gctx, cluster, name)
+			// One that a delete has hidden behind a marker, while others borrow
+			// its packs, does not exist.
+			b, err := r.loadBackup(gctx, cluster, name, probing)
 			switch errs.KindOf(err) {
 			case errs.NotFound:
 				return nil
@@ -303,7 +342,18 @@ func (r *Repository) Backups(ctx context.Context, cluster ClusterID) ([]*Backup,
 	if err := g.Wait(); err != nil {
 		return nil, err
 	}
-	return slices.DeleteFunc(loaded, func(b *Backup) bool { return b == nil }), errors.Join(failed...)
+	held := &HeldBackups{Unread: make(map[BackupName]error)}
+	for i, name := range names {
+		switch {
+		case failed[i] != nil:
+			held.Unread[name] = failed[i]
+		case loaded[i] != nil:
+			held.Backups = append(held.Backups, loaded[i])
+		default:
+			held.Without = append(held.Without, name)
+		}
+	}
+	return held, nil
 }
 
 // EncodePacks makes the list of a backup's packs, own and borrowed: a line of
@@ -369,10 +419,26 @@ func (r *Repository) KeptPacks(b *Backup, encoded []byte) (map[PackID]Pack, erro
 }
 
 func (r *Repository) decodePacks(b *Backup, stored io.Reader) (map[PackID]Pack, error) {
+	packs := make(map[PackID]Pack)
+	err := r.eachPack(b, stored, func(id PackID, p Pack) { packs[id] = p })
+	return packs, err
+}
+
+// EachPack hands over the packs of a backup's list, own and borrowed, one after
+// the other, for who keeps but a part of it in memory.
+func (r *Repository) EachPack(ctx context.Context, b *Backup, use func(PackID, Pack)) error {
+	stored, err := r.download(ctx, b.Cluster.packsKey(b.Name), b.Packs)
+	if err != nil {
+		return err
+	}
+	defer stored.Close()
+	return r.eachPack(b, io.NewSectionReader(stored.readerAt(), 0, stored.Size()), use)
+}
+
+func (r *Repository) eachPack(b *Backup, stored io.Reader, use func(PackID, Pack)) error {
 	raw := compress.NewReader(stored)
 	defer raw.Close()
 	d := json.NewDecoder(raw)
-	packs := make(map[PackID]Pack)
 	// There are some ten thousand for each TB: what they have in common is kept
 	// once.
 	seen := make(map[string]string)
@@ -386,16 +452,16 @@ func (r *Repository) decodePacks(b *Backup, stored io.Reader) (map[PackID]Pack, 
 		var p Pack
 		err := d.Decode(&p)
 		if errors.Is(err, io.EOF) {
-			return packs, nil
+			return nil
 		}
 		if err != nil {
-			return nil, r.malformed(err, b.Cluster.packsKey(b.Name))
+			return r.malformed(err, b.Cluster.packsKey(b.Name))
 		}
 		p.Kind, p.Lender = PackKind(once(string(p.Kind))), BackupName(once(string(p.Lender)))
 		id := PackID{p.Lender, p.Number}
 		if id.Backup == "" {
 			id.Backup = b.Name
 		}
-		packs[id] = p
+		use(id, p)
 	}
 }

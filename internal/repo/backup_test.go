@@ -39,7 +39,10 @@ func TestBackupRoundTrip(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want.Self = got.Self
+	if got.Created.IsZero() {
+		t.Error("it is not known when the store took it")
+	}
+	want.Self, want.Created = got.Self, got.Created
 	if d := cmp.Diff(want, got); d != "" {
 		t.Fatal(d)
 	}

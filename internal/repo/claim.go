@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"sync"
 	"time"
 
 	"agent/internal/errs"
@@ -50,11 +49,10 @@ type ClaimOptions struct {
 
 // Lease is a held claim.
 type Lease struct {
+	renewal
 	opts    ClaimOptions
-	repo    *Repository
 	cluster ClusterID
 	claim   Claim
-	renewed int
 }
 
 // Claim announces a backup, and refuses while another host's backup of the
@@ -63,9 +61,12 @@ type Lease struct {
 // directory is that of a run which died, and does not count.
 func (r *Repository) Claim(ctx context.Context, cluster ClusterID, c Claim, opts ClaimOptions) (*Lease, error) {
 	c.Started, c.TTL = timestamp(r.now()), int(claimTTL/time.Second)
-	l := &Lease{opts: opts, repo: r, cluster: cluster, claim: c}
-	if err := l.put(ctx, 0); err != nil {
-		return nil, err
+	l := &Lease{opts: opts, cluster: cluster, claim: c, renewal: renewal{
+		repo: r, what: "claim", ended: cluster.claimEnd(c.Backup),
+		key: func(n int) string { return cluster.claimKey(c.Backup, n) },
+	}}
+	if err := l.begin(ctx, c); err != nil {
+		return nil, fmt.Errorf("claim the backup: %w", err)
 	}
 	if opts.Concurrent {
 		return l, nil
@@ -76,68 +77,76 @@ func (r *Repository) Claim(ctx context.Context, cluster ClusterID, c Claim, opts
 	return l, nil
 }
 
-func (l *Lease) put(ctx context.Context, n int) error {
-	body, err := json.Marshal(l.claim)
-	if err != nil {
-		return fmt.Errorf("encode claim: %w", err)
-	}
-	body = append(body, '\n')
-	// A claim is never locked: it is to go when the backup ends.
-	err = l.repo.everywhere(ctx, "", func(ctx context.Context, p *place) error {
-		_, err := p.putOwned(ctx, l.cluster.claimKey(l.claim.Backup, n), storage.Bytes(body), storage.PutOptions{})
-		return err
-	})
-	if err != nil {
-		return fmt.Errorf("claim the backup: %w", err)
-	}
-	return nil
-}
-
 // alone looks at the other claims, in each place: hosts may share some of their
 // places only.
 func (l *Lease) alone(ctx context.Context) error {
 	return l.repo.everywhere(ctx, "", l.aloneAt)
 }
 
+// claimed is a claim as a listing shows it.
+type claimed struct {
+	// A claim counts from its first object, and lives from its newest: one
+	// that is renewed while we look was there before us all the same.
+	first, newest storage.Info
+	ended         bool
+}
+
+// claimsIn lists the claims of a place.
+func claimsIn(ctx context.Context, p *place, cluster ClusterID) (map[BackupName]*claimed, error) {
+	all := make(map[BackupName]*claimed)
+	for info, err := range p.Bucket.List(ctx, cluster.claimPrefix(), "") {
+		if err != nil {
+			return nil, fmt.Errorf("list claims: %w", err)
+		}
+		name, err := ParseBackupName(firstComponent(info.Key, cluster.claimPrefix()))
+		if err != nil {
+			continue
+		}
+		c, ok := all[name]
+		if !ok {
+			c = new(claimed)
+			all[name] = c
+		}
+		if info.Key == cluster.claimEnd(name) {
+			c.ended = true
+			continue
+		}
+		c.first, c.newest = span(c.first, c.newest, info)
+	}
+	return all, nil
+}
+
+// span keeps the first and the newest of several objects.
+func span(first, newest, info storage.Info) (storage.Info, storage.Info) {
+	if first.Key == "" || info.ModTime.Before(first.ModTime) {
+		first = info
+	}
+	if newest.Key == "" || info.ModTime.After(newest.ModTime) {
+		newest = info
+	}
+	return first, newest
+}
+
 // aloneAt looks at the other claims of a place. Of two that began together the
 // one that the store took first stays; the name decides between equal times.
 func (l *Lease) aloneAt(ctx context.Context, p *place) error {
-	// A claim counts from its first object, and lives from its newest: one
-	// that is renewed while we look was there before us all the same.
-	first, newest := make(map[BackupName]storage.Info), make(map[BackupName]storage.Info)
-	ended := make(map[BackupName]bool)
-	for info, err := range p.Bucket.List(ctx, l.cluster.claimPrefix(), "") {
-		if err != nil {
-			return fmt.Errorf("list claims: %w", err)
-		}
-		name, err := ParseBackupName(firstComponent(info.Key, l.cluster.claimPrefix()))
-		if err != nil {
-			continue
-		}
-		if info.Key == l.cluster.claimEnd(name) {
-			ended[name] = true
-			continue
-		}
-		if old, ok := newest[name]; !ok || info.ModTime.After(old.ModTime) {
-			newest[name] = info
-		}
-		if old, ok := first[name]; !ok || info.ModTime.Before(old.ModTime) {
-			first[name] = info
-		}
+	all, err := claimsIn(ctx, p, l.cluster)
+	if err != nil {
+		return err
 	}
-	own, ok := first[l.claim.Backup]
-	if !ok {
+	own, ok := all[l.claim.Backup]
+	if !ok || own.first.Key == "" {
 		return fmt.Errorf("list claims: own claim %s is not listed", l.claim.Backup)
 	}
-	for name, info := range newest {
-		if name == l.claim.Backup || ended[name] || own.ModTime.Sub(info.ModTime) > claimTTL {
+	for name, c := range all {
+		if name == l.claim.Backup || c.ended || own.first.ModTime.Sub(c.newest.ModTime) > claimTTL {
 			continue
 		}
-		since := first[name].ModTime
-		if since.After(own.ModTime) || since.Equal(own.ModTime) && name > l.claim.Backup {
+		since := c.first.ModTime
+		if since.After(own.first.ModTime) || since.Equal(own.first.ModTime) && name > l.claim.Backup {
 			continue
 		}
-		if err := l.refuse(ctx, source{repo: l.repo, place: p}, info); err != nil {
+		if err := l.refuse(ctx, source{repo: l.repo, place: p}, c.newest); err != nil {
 			return err
 		}
 	}
@@ -168,59 +177,4 @@ func (l *Lease) refuse(ctx context.Context, s source, info storage.Info) error {
 	return errs.New(errs.Locked,
 		fmt.Sprintf("Wait for it, or, if that host is dead, until its claim expires (%s after the last renewal), or allow two at once with --allow-concurrent.", claimTTL),
 		"backup %s is being made by host %s (pid %d)", other.Backup, other.Host, other.PID)
-}
-
-// Renew keeps the claim from expiring.
-func (l *Lease) Renew(ctx context.Context) error {
-	l.renewed++
-	return l.put(ctx, l.renewed)
-}
-
-// Hold keeps the claim alive until the returned function is called. A claim that
-// cannot be renewed ends the work by cancel: another host may take it for dead.
-func (l *Lease) Hold(ctx context.Context, cancel context.CancelCauseFunc) (stop func()) {
-	quit := make(chan struct{})
-	var done sync.WaitGroup
-	done.Go(func() {
-		tick := time.NewTicker(ClaimRenewal)
-		defer tick.Stop()
-		for {
-			select {
-			case <-tick.C:
-				if err := l.Renew(ctx); err != nil {
-					cancel(fmt.Errorf("renew claim: %w", err))
-					return
-				}
-			case <-ctx.Done():
-				return
-			case <-quit:
-				return
-			}
-		}
-	})
-	return func() {
-		close(quit)
-		done.Wait()
-	}
-}
-
-// Release removes the claim. Where these credentials may not delete, it is
-// ended by one more object.
-func (l *Lease) Release(ctx context.Context) error {
-	keys := make([]string, 0, l.renewed+1)
-	for n := range l.renewed + 1 {
-		keys = append(keys, l.cluster.claimKey(l.claim.Backup, n))
-	}
-	err := l.repo.everywhere(ctx, "", func(ctx context.Context, p *place) error {
-		err := p.Bucket.Delete(ctx, keys...)
-		if !errors.Is(err, storage.ErrPermission) {
-			return err
-		}
-		_, err = p.putOwned(ctx, l.cluster.claimEnd(l.claim.Backup), storage.Bytes("{}\n"), storage.PutOptions{})
-		return err
-	})
-	if err != nil {
-		return fmt.Errorf("release claim: %w", err)
-	}
-	return nil
 }

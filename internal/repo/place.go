@@ -153,6 +153,20 @@ func (r *Repository) lockedUntil() (until time.Time) {
 	return until
 }
 
+// LockedSince is until when the last place lets go of an object that was written
+// at a time; zero if no place locks, as far as this host's settings say.
+func (r *Repository) LockedSince(at time.Time) (until time.Time) {
+	for _, p := range r.places {
+		if p.Immutable == nil {
+			continue
+		}
+		if u := p.Immutable.Until(at); u.After(until) {
+			until = u
+		}
+	}
+	return until
+}
+
 // joined names all places.
 func joined(places []*place) string {
 	names := make([]string, len(places))

@@ -276,18 +276,24 @@ func (r *Repository) wasSlow(p *place) bool {
 
 // readAll reads a small object whole, refusing more than limit bytes.
 func (s source) readAll(ctx context.Context, key string, limit int64) ([]byte, error) {
-	body, _, err := s.get(ctx, key)
+	b, _, err := s.readObject(ctx, key, limit)
+	return b, err
+}
+
+// readObject is readAll with what the store says of the object.
+func (s source) readObject(ctx context.Context, key string, limit int64) ([]byte, storage.Info, error) {
+	body, info, err := s.get(ctx, key)
 	if err != nil {
-		return nil, err
+		return nil, info, err
 	}
 	b, err := io.ReadAll(io.LimitReader(body, limit+1))
 	if err = errors.Join(err, body.Close()); err != nil {
-		return nil, fmt.Errorf("read %s of %s: %w", key, s, err)
+		return nil, info, fmt.Errorf("read %s of %s: %w", key, s, err)
 	}
 	if int64(len(b)) > limit {
-		return nil, s.damaged(fmt.Errorf("it is larger than %d bytes", limit), key)
+		return nil, info, s.damaged(fmt.Errorf("it is larger than %d bytes", limit), key)
 	}
-	return b, nil
+	return b, info, nil
 }
 
 // unusable tells once that another place has to stand in for p.

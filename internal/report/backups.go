@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -21,47 +22,65 @@ import (
 // it. The names of the fields are a contract (docs/json.md): fields may be
 // added, none is renamed or removed.
 type Backup struct {
-	Name             string    `json:"name"`
-	Type             string    `json:"type"`
-	Parent           string    `json:"parent,omitempty"`
-	Full             string    `json:"full,omitempty"`
-	Depth            int       `json:"depth"`
-	Detector         string    `json:"detector,omitempty"`
-	Resumed          string    `json:"resumed,omitempty"`
-	Reasons          []string  `json:"reasons,omitempty"`
-	CompactedFrom    string    `json:"compacted_from,omitempty"`
-	SystemIdentifier string    `json:"system_identifier"`
-	StartTime        time.Time `json:"start_time"`
-	StopTime         time.Time `json:"stop_time"`
-	DurationSeconds  float64   `json:"duration_seconds"`
-	StartLSN         string    `json:"start_lsn"`
-	StopLSN          string    `json:"stop_lsn"`
-	Timeline         uint32    `json:"timeline"`
-	StartWAL         string    `json:"start_wal"`
-	StopWAL          string    `json:"stop_wal"`
-	DataBytes        int64     `json:"data_bytes"`
-	ReadBytes        int64     `json:"read_bytes"`
-	InheritedBytes   int64     `json:"inherited_bytes"`
-	StoredBytes      int64     `json:"stored_bytes"`
-	Ratio            float64   `json:"ratio"`
-	Files            int64     `json:"files"`
-	Packs            int64     `json:"packs"`
-	Tablespaces      int       `json:"tablespaces"`
-	PostgresVersion  string    `json:"postgres_version"`
-	Label            string    `json:"label"`
-	Permanent        bool      `json:"permanent"`
-	DataChecksums    bool      `json:"data_checksums"`
-	BadPages         int64     `json:"bad_pages"`
-	BadPageSample    []string  `json:"bad_page_sample,omitempty"`
-	Encrypted        bool      `json:"encrypted"`
-	Host             string    `json:"host"`
-	DataDirectory    string    `json:"data_directory"`
-	Standby          bool      `json:"standby"`
-	Agent            string    `json:"agent"`
+	Name             string            `json:"name"`
+	Type             string            `json:"type"`
+	Parent           string            `json:"parent,omitempty"`
+	Full             string            `json:"full,omitempty"`
+	Depth            int               `json:"depth"`
+	Detector         string            `json:"detector,omitempty"`
+	Resumed          string            `json:"resumed,omitempty"`
+	Reasons          []string          `json:"reasons,omitempty"`
+	CompactedFrom    string            `json:"compacted_from,omitempty"`
+	SystemIdentifier string            `json:"system_identifier"`
+	StartTime        time.Time         `json:"start_time"`
+	StopTime         time.Time         `json:"stop_time"`
+	DurationSeconds  float64           `json:"duration_seconds"`
+	StartLSN         string            `json:"start_lsn"`
+	StopLSN          string            `json:"stop_lsn"`
+	Timeline         uint32            `json:"timeline"`
+	StartWAL         string            `json:"start_wal"`
+	StopWAL          string            `json:"stop_wal"`
+	DataBytes        int64             `json:"data_bytes"`
+	ReadBytes        int64             `json:"read_bytes"`
+	InheritedBytes   int64             `json:"inherited_bytes"`
+	StoredBytes      int64             `json:"stored_bytes"`
+	Ratio            float64           `json:"ratio"`
+	Files            int64             `json:"files"`
+	Packs            int64             `json:"packs"`
+	Tablespaces      int               `json:"tablespaces"`
+	PostgresVersion  string            `json:"postgres_version"`
+	Label            string            `json:"label"`
+	Permanent        bool              `json:"permanent"`
+	KeptUntil        *time.Time        `json:"kept_until,omitempty"`
+	Annotations      map[string]string `json:"annotations"`
+	VerifiedTime     *time.Time        `json:"verified_time,omitempty"`
+	DataChecksums    bool              `json:"data_checksums"`
+	BadPages         int64             `json:"bad_pages"`
+	BadPageSample    []string          `json:"bad_page_sample,omitempty"`
+	Encrypted        bool              `json:"encrypted"`
+	Host             string            `json:"host"`
+	DataDirectory    string            `json:"data_directory"`
+	Standby          bool              `json:"standby"`
+	Agent            string            `json:"agent"`
 }
 
-// Of describes a backup.
-func Of(b *repo.Backup) Backup {
+// Of describes a backup; now decides whether a mark still holds.
+func Of(b *repo.Backup, m repo.Marks, now time.Time) Backup {
+	d := of(b)
+	d.Permanent = m.Kept(now)
+	if m.Keep != nil && !m.Keep.Until.IsZero() && d.Permanent {
+		d.KeptUntil = &m.Keep.Until
+	}
+	if m.Notes != nil {
+		d.Annotations = m.Notes
+	}
+	if m.Verified != nil {
+		d.VerifiedTime = &m.Verified.Time
+	}
+	return d
+}
+
+func of(b *repo.Backup) Backup {
 	return Backup{
 		Name: string(b.Name), Type: b.Type, Parent: string(b.Parent), Full: string(b.Full), CompactedFrom: string(b.CompactedFrom), Depth: b.Depth, Detector: b.Detector,
 		Resumed: string(b.Resumed), Reasons: b.Notes, ReadBytes: b.ReadBytes, InheritedBytes: b.InheritedBytes, SystemIdentifier: b.Cluster.String(),
@@ -72,6 +91,7 @@ func Of(b *repo.Backup) Backup {
 		PostgresVersion: version(b.PostgresVersion), Label: b.Label,
 		DataChecksums: b.Checksums, BadPages: b.BadPages, BadPageSample: b.BadPageSample,
 		Encrypted: b.Sealed, Host: b.Host, DataDirectory: b.Directory, Standby: b.Standby, Agent: b.Agent,
+		Annotations: map[string]string{},
 	}
 }
 
@@ -81,6 +101,18 @@ func ratio(b *repo.Backup) float64 {
 		return 0
 	}
 	return float64(b.DataBytes*100/b.StoredBytes) / 100
+}
+
+// Noted reports whether the backup has all of these notes, each a key, or a key
+// and its value behind "=".
+func (d Backup) Noted(notes []string) bool {
+	for _, n := range notes {
+		key, value, valued := strings.Cut(n, "=")
+		if have, ok := d.Annotations[key]; !ok || valued && have != value {
+			return false
+		}
+	}
+	return true
 }
 
 // version writes server_version_num as the server names itself since 10.
@@ -94,16 +126,15 @@ func Sort(backups []*repo.Backup) {
 }
 
 // JSON prints an array of objects.
-func JSON(w io.Writer, backups []*repo.Backup) error {
-	all := make([]Backup, 0, len(backups))
-	for _, b := range backups {
-		all = append(all, Of(b))
+func JSON(w io.Writer, backups []Backup) error {
+	if backups == nil {
+		backups = []Backup{}
 	}
-	return writeJSON(w, all)
+	return writeJSON(w, backups)
 }
 
 // ShowJSON prints one object.
-func ShowJSON(w io.Writer, b *repo.Backup) error { return writeJSON(w, Of(b)) }
+func ShowJSON(w io.Writer, b Backup) error { return writeJSON(w, b) }
 
 func writeJSON(w io.Writer, v any) error {
 	e := json.NewEncoder(w)
@@ -117,14 +148,13 @@ func writeJSON(w io.Writer, v any) error {
 // Table prints a line for each backup. The header begins with "name modified"
 // and the first three columns are name, time and first WAL file, as scripts
 // written for WAL-G's backup-list expect them.
-func Table(w io.Writer, backups []*repo.Backup) error {
+func Table(w io.Writer, backups []Backup) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	row(t, "name", "modified", "wal_file", "type", "stop_lsn", "timeline", "size", "stored", "ratio", "duration", "postgres", "permanent", "notes")
-	for _, b := range backups {
-		d := Of(b)
+	for _, d := range backups {
 		row(t, d.Name, d.StopTime.UTC().Format(time.RFC3339), d.StartWAL, d.Type, d.StopLSN, strconv.FormatUint(uint64(d.Timeline), 10),
 			size(d.DataBytes), size(d.StoredBytes), strconv.FormatFloat(d.Ratio, 'f', 1, 64),
-			duration(b), d.PostgresVersion, yesNo(d.Permanent), notes(d))
+			duration(d), d.PostgresVersion, yesNo(d.Permanent), notes(d))
 	}
 	if err := t.Flush(); err != nil {
 		return fmt.Errorf("write table: %w", err)
@@ -136,15 +166,24 @@ func Table(w io.Writer, backups []*repo.Backup) error {
 func row(t *tabwriter.Writer, cells ...string) { fmt.Fprintln(t, strings.Join(cells, "\t")) }
 
 func notes(d Backup) string {
+	var all []string
 	if d.BadPages > 0 {
-		return fmt.Sprintf("%d damaged pages", d.BadPages)
+		all = append(all, fmt.Sprintf("%d damaged pages", d.BadPages))
 	}
-	return "-"
+	if d.KeptUntil != nil {
+		all = append(all, "kept until "+d.KeptUntil.UTC().Format(time.RFC3339))
+	}
+	for _, key := range slices.Sorted(maps.Keys(d.Annotations)) {
+		all = append(all, key+"="+d.Annotations[key])
+	}
+	if len(all) == 0 {
+		return "-"
+	}
+	return strings.Join(all, ", ")
 }
 
 // Show prints everything about one backup.
-func Show(w io.Writer, b *repo.Backup) error {
-	d := Of(b)
+func Show(w io.Writer, d Backup) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	row(t, "name", d.Name)
 	row(t, "type", d.Type)
@@ -167,7 +206,7 @@ func Show(w io.Writer, b *repo.Backup) error {
 	row(t, "postgres", d.PostgresVersion)
 	row(t, "start", d.StartTime.UTC().Format(time.RFC3339))
 	row(t, "stop", d.StopTime.UTC().Format(time.RFC3339))
-	row(t, "duration", duration(b))
+	row(t, "duration", duration(d))
 	row(t, "start lsn", d.StartLSN)
 	row(t, "stop lsn", d.StopLSN)
 	row(t, "timeline", strconv.FormatUint(uint64(d.Timeline), 10))
@@ -183,6 +222,15 @@ func Show(w io.Writer, b *repo.Backup) error {
 	row(t, "ratio", strconv.FormatFloat(d.Ratio, 'f', 2, 64))
 	row(t, "encrypted", yesNo(d.Encrypted))
 	row(t, "permanent", yesNo(d.Permanent))
+	if d.KeptUntil != nil {
+		row(t, "kept until", d.KeptUntil.UTC().Format(time.RFC3339))
+	}
+	for _, key := range slices.Sorted(maps.Keys(d.Annotations)) {
+		row(t, "note", key+"="+d.Annotations[key])
+	}
+	if d.VerifiedTime != nil {
+		row(t, "verified", d.VerifiedTime.UTC().Format(time.RFC3339))
+	}
 	row(t, "data checksums", yesNo(d.DataChecksums))
 	row(t, "damaged pages", strconv.FormatInt(d.BadPages, 10))
 	for _, p := range d.BadPageSample {
@@ -200,8 +248,8 @@ func Show(w io.Writer, b *repo.Backup) error {
 
 func size(n int64) string { return strings.ReplaceAll(humanize.IBytes(uint64(n)), " ", "") }
 
-func duration(b *repo.Backup) string {
-	return b.Stopped.Sub(b.Started).Round(100 * time.Millisecond).String()
+func duration(d Backup) string {
+	return d.StopTime.Sub(d.StartTime).Round(100 * time.Millisecond).String()
 }
 
 func yesNo(v bool) string {

@@ -35,10 +35,23 @@ func examples() []*repo.Backup {
 	}
 }
 
+// now is when the examples are looked at.
+func now() time.Time { return time.Date(2026, 11, 21, 0, 0, 0, 0, time.UTC) }
+
+// described are backups without marks.
+func described(all []*repo.Backup) []Backup {
+	var out []Backup
+	for _, b := range all {
+		out = append(out, Of(b, repo.Marks{}, now()))
+	}
+	return out
+}
+
 func TestTable(t *testing.T) {
 	var out bytes.Buffer
-	all := examples()
-	Sort(all)
+	sorted := examples()
+	Sort(sorted)
+	all := described(sorted)
 	if err := Table(&out, all); err != nil {
 		t.Fatal(err)
 	}
@@ -74,7 +87,7 @@ func (b broken) Write([]byte) (int, error) { return 0, b.err }
 // The names and kinds of the fields are a contract.
 func TestJSON(t *testing.T) {
 	var out bytes.Buffer
-	if err := JSON(&out, examples()[:1]); err != nil {
+	if err := JSON(&out, described(examples()[:1])); err != nil {
 		t.Fatal(err)
 	}
 	want := `[
@@ -102,6 +115,7 @@ func TestJSON(t *testing.T) {
     "postgres_version": "15.20",
     "label": "nightly",
     "permanent": false,
+    "annotations": {},
     "data_checksums": true,
     "bad_pages": 0,
     "encrypted": true,
@@ -120,7 +134,7 @@ func TestJSON(t *testing.T) {
 		t.Fatalf("none: %q, %v", out.String(), err)
 	}
 	out.Reset()
-	if err := ShowJSON(&out, examples()[1]); err != nil {
+	if err := ShowJSON(&out, described(examples())[1]); err != nil {
 		t.Fatal(err)
 	}
 	var one Backup
@@ -131,7 +145,7 @@ func TestJSON(t *testing.T) {
 
 func TestShow(t *testing.T) {
 	var out bytes.Buffer
-	if err := Show(&out, examples()[1]); err != nil {
+	if err := Show(&out, described(examples())[1]); err != nil {
 		t.Fatal(err)
 	}
 	want := `name            20261119T101530Z-aaaaaa
@@ -165,5 +179,65 @@ agent
 `
 	if d := cmp.Diff(want, out.String()); d != "" {
 		t.Fatal(d)
+	}
+}
+
+// TestMarks describes a backup with each kind of mark.
+func TestMarks(t *testing.T) {
+	later, earlier := now().Add(time.Hour), now().Add(-time.Hour)
+	verified := &repo.Mark{Kind: repo.MarkVerified, Time: earlier}
+	for _, test := range []struct {
+		name      string
+		marks     repo.Marks
+		permanent bool
+		until     *time.Time
+		notes     string
+	}{
+		{"none", repo.Marks{}, false, nil, "-"},
+		{"kept", repo.Marks{Keep: &repo.Mark{Kind: repo.MarkKeep}}, true, nil, "-"},
+		{"kept until", repo.Marks{Keep: &repo.Mark{Kind: repo.MarkKeep, Until: later}}, true, &later, "kept until 2026-11-21T01:00:00Z"},
+		{"kept no more", repo.Marks{Keep: &repo.Mark{Kind: repo.MarkKeep, Until: earlier}}, false, nil, "-"},
+		{"not known", repo.Marks{Unread: errors.New("damaged")}, true, nil, "-"},
+		{"noted", repo.Marks{Notes: map[string]string{"ticket": "4711", "by": "me"}, Verified: verified}, false, nil, "by=me, ticket=4711"},
+	} {
+		d := Of(examples()[0], test.marks, now())
+		if d.Permanent != test.permanent || (d.KeptUntil == nil) != (test.until == nil) || d.KeptUntil != nil && !d.KeptUntil.Equal(*test.until) {
+			t.Errorf("%s: permanent %v, kept until %v", test.name, d.Permanent, d.KeptUntil)
+		}
+		var table, shown bytes.Buffer
+		if err := errors.Join(Table(&table, []Backup{d}), Show(&shown, d)); err != nil {
+			t.Fatal(err)
+		}
+		line, _ := strings.CutSuffix(strings.Split(table.String(), "\n")[1], "  "+test.notes)
+		if want := yesNo(test.permanent); !strings.HasSuffix(strings.TrimSpace(line), want) {
+			t.Errorf("%s: not %q and %q: %s", test.name, want, test.notes, table.String())
+		}
+		for key, value := range test.marks.Notes {
+			if want := "note            " + key + "=" + value + "\n"; !strings.Contains(shown.String(), want) {
+				t.Errorf("%s: %q is not shown:\n%s", test.name, want, shown.String())
+			}
+		}
+		if got := strings.Contains(shown.String(), "verified        2026-11-20T23:00:00Z\n"); got != (test.marks.Verified != nil) {
+			t.Errorf("%s: verified %v:\n%s", test.name, got, shown.String())
+		}
+		if got := strings.Contains(shown.String(), "kept until      2026-11-21T01:00:00Z\n"); got != (test.until != nil) {
+			t.Errorf("%s: kept until %v:\n%s", test.name, got, shown.String())
+		}
+	}
+}
+
+func TestNoted(t *testing.T) {
+	d := Of(examples()[0], repo.Marks{Notes: map[string]string{"ticket": "4711", "url": "a=b"}}, now())
+	for notes, want := range map[string]bool{
+		"": true, "ticket": true, "ticket=4711": true, "ticket=4712": false, "other": false, "url=a=b": true, "url=a": false,
+		"ticket,url": true, "ticket,other": false, "ticket=": false,
+	} {
+		var asked []string
+		if notes != "" {
+			asked = strings.Split(notes, ",")
+		}
+		if got := d.Noted(asked); got != want {
+			t.Errorf("%q: %v", notes, got)
+		}
 	}
 }

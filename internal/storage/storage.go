@@ -165,22 +165,6 @@ type Prober interface {
 	Probe(ctx context.Context) (Facts, error)
 }
 
-// As finds, in a bucket or what its decorators wrap, one that has the methods
-// of T.
-func As[T any](b Bucket) (T, bool) {
-	for {
-		if t, ok := b.(T); ok {
-			return t, true
-		}
-		w, ok := b.(interface{ Unwrap() Bucket })
-		if !ok {
-			var none T
-			return none, false
-		}
-		b = w.Unwrap()
-	}
-}
-
 // Bytes is a Source over a slice, which must not change while it is in use.
 type Bytes []byte
 

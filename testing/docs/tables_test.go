@@ -78,6 +78,11 @@ func TestFields(t *testing.T) {
 		"report.Verified":      reflect.TypeFor[report.Verified](),
 		"report.Finding":       reflect.TypeFor[report.Finding](),
 
+		"report.Deleted":           reflect.TypeFor[report.Deleted](),
+		"report.DeletedBackup":     reflect.TypeFor[report.DeletedBackup](),
+		"report.DeletedRepository": reflect.TypeFor[report.DeletedRepository](),
+		"report.DeletedKind":       reflect.TypeFor[report.DeletedKind](),
+
 		"report.Info":        reflect.TypeFor[report.Info](),
 		"report.InfoPlace":   reflect.TypeFor[report.InfoPlace](),
 		"report.InfoKind":    reflect.TypeFor[report.InfoKind](),
@@ -92,10 +97,13 @@ func TestFields(t *testing.T) {
 		"report.FormatKind":    reflect.TypeFor[report.FormatKind](),
 		"report.FormatFinding": reflect.TypeFor[report.FormatFinding](),
 
-		"repo.Cluster":   reflect.TypeFor[repo.Cluster](),
-		"repo.Claim":     reflect.TypeFor[repo.Claim](),
-		"repo.Pack":      reflect.TypeFor[repo.Pack](),
-		"config.Setting": reflect.TypeFor[config.Setting](),
+		"repo.Cluster":      reflect.TypeFor[repo.Cluster](),
+		"repo.Claim":        reflect.TypeFor[repo.Claim](),
+		"repo.Pack":         reflect.TypeFor[repo.Pack](),
+		"repo.Mark":         reflect.TypeFor[repo.Mark](),
+		"repo.Tomb":         reflect.TypeFor[repo.Tomb](),
+		"repo.Verification": reflect.TypeFor[repo.Verification](),
+		"config.Setting":    reflect.TypeFor[config.Setting](),
 	}
 	comment := regexp.MustCompile(`<!-- fields (\S+) -->\n((?:\|.*\n)+)`)
 	seen := make(map[string]bool)
@@ -122,6 +130,9 @@ func jsonFields(typ reflect.Type) map[string]string {
 	fields := make(map[string]string)
 	for i := range typ.NumField() {
 		name, options, _ := strings.Cut(typ.Field(i).Tag.Get("json"), ",")
+		if name == "-" {
+			continue
+		}
 		kind := jsonKind(typ.Field(i).Type)
 		if strings.Contains(options, "string") {
 			kind = "string"
@@ -147,7 +158,7 @@ func jsonKind(typ reflect.Type) string {
 		return jsonKind(typ.Elem())
 	case reflect.Slice:
 		return "array of " + jsonKind(typ.Elem()) + "s"
-	case reflect.Struct:
+	case reflect.Struct, reflect.Map:
 		return "object"
 	default:
 		return "number"

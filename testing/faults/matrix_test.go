@@ -264,7 +264,7 @@ func (m matrix) others(t *testing.T) {
 					t.Fatalf("put: %v", err)
 				}
 			}
-			for op, do := range map[string]func(context.Context, storage.Bucket) error{
+			ops := map[string]func(context.Context, storage.Bucket) error{
 				"stat": func(ctx context.Context, b storage.Bucket) error {
 					info, err := b.Stat(ctx, want[0])
 					if err == nil && info.Size != 1 {
@@ -304,7 +304,19 @@ func (m matrix) others(t *testing.T) {
 					}
 					return nil
 				},
-			} {
+			}
+			if m.locks {
+				key := folder + "-locked/object"
+				if err := put(t.Context(), m.b, key, []byte("x")); err != nil {
+					t.Fatalf("put: %v", err)
+				}
+				ops["extend"] = func(ctx context.Context, b storage.Bucket) error { return extends(ctx, b, key) }
+			}
+			if m.abandon != nil {
+				m.abandon(t, folder+"/00/left")
+				ops["discard"] = func(ctx context.Context, b storage.Bucket) error { return discards(ctx, b, folder+"/") }
+			}
+			for op, do := range ops {
 				if err := under(t, m.p, m.raw, f, do); err != nil {
 					t.Errorf("%s: %v", op, err)
 				}
@@ -317,6 +329,48 @@ func (m matrix) others(t *testing.T) {
 			}
 		})
 	}
+}
+
+// extends makes an object's lock last longer.
+func extends(ctx context.Context, b storage.Bucket, key string) error {
+	e, ok := storage.As[storage.Extender](b)
+	if !ok {
+		return errors.New("locks cannot be extended")
+	}
+	lock := storage.Lock{Mode: storage.Governance, Until: time.Now().Add(time.Hour)}
+	if err := e.ExtendLock(ctx, key, lock); err != nil {
+		return err
+	}
+	info, err := b.Stat(ctx, key)
+	if err == nil && (info.Lock == nil || info.Lock.Until.Before(lock.Until)) {
+		return fmt.Errorf("the lock is %+v", info.Lock)
+	}
+	return err
+}
+
+// discards removes the one upload that was left behind.
+func discards(ctx context.Context, b storage.Bucket, prefix string) error {
+	c, ok := storage.As[storage.Cleaner](b)
+	if !ok {
+		return errors.New("nothing unfinished is shown")
+	}
+	n := 0
+	for u, err := range c.Unfinished(ctx, prefix) {
+		if err == nil {
+			err = c.Discard(ctx, u)
+		}
+		if err != nil {
+			return err
+		}
+		n++
+	}
+	if n != 1 {
+		return fmt.Errorf("%d are unfinished", n)
+	}
+	for u, err := range c.Unfinished(ctx, prefix) {
+		return fmt.Errorf("%+v is left, %w", u, err)
+	}
+	return nil
 }
 
 func equal(got, want []string) error {

@@ -2,6 +2,7 @@ package faults_test
 
 import (
 	"context"
+	"encoding/base64"
 	"flag"
 	"fmt"
 	"log/slog"
@@ -9,10 +10,14 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore/streaming"
+	"github.com/aws/aws-sdk-go-v2/aws"
+	awss3 "github.com/aws/aws-sdk-go-v2/service/s3"
 	"go.uber.org/goleak"
 
 	"agent/internal/storage"
@@ -46,6 +51,9 @@ type target struct {
 	open    func(t *testing.T) storage.Bucket // one more client, without decorators
 	// unfinished names uploads that were begun and neither finished nor given up.
 	unfinished func(t *testing.T) []string
+	// abandon leaves an upload of a key behind; nil: the store shows none.
+	abandon func(t *testing.T, key string)
+	locks   bool // locks can be extended
 }
 
 const connections = 4
@@ -88,7 +96,7 @@ func s3Target(t *testing.T, f front, name string, o stores.S3Options) target {
 	t.Setenv("AWS_ACCESS_KEY_ID", server.Key)
 	t.Setenv("AWS_SECRET_ACCESS_KEY", server.Secret)
 	t.Setenv("AWS_EC2_METADATA_DISABLED", "true")
-	bucket := server.NewBucket(t, stores.S3Bucket{Versioned: true})
+	bucket := server.NewBucket(t, stores.S3Bucket{Lockable: true})
 	scheme := "http://"
 	if o.TLS {
 		scheme = "https://"
@@ -102,6 +110,14 @@ func s3Target(t *testing.T, f front, name string, o stores.S3Options) target {
 		name: name, address: address,
 		open:       opener(func(ctx context.Context) (*s3.Bucket, error) { return s3.Open(ctx, options) }),
 		unfinished: func(t *testing.T) []string { return server.Uploads(t, bucket) },
+		abandon: func(t *testing.T, key string) {
+			t.Helper()
+			client := server.Client(t, server.Key, server.Secret)
+			if _, err := client.CreateMultipartUpload(t.Context(), &awss3.CreateMultipartUploadInput{Bucket: &bucket, Key: aws.String("prefix/" + key)}); err != nil {
+				t.Fatal(err)
+			}
+		},
+		locks: true,
 	}
 }
 
@@ -112,18 +128,28 @@ func gcsTarget(t *testing.T, f front) target {
 	server := stores.StartGCS(t, stores.GCSOptions{Address: behind, Behind: address})
 	server.MakeBucket(t, "bucket")
 	options := gcs.Options{Bucket: "bucket", Prefix: "prefix", Emulator: server.Host, Connections: connections}
-	return target{name: "gcs", address: address, open: opener(func(ctx context.Context) (*gcs.Bucket, error) { return gcs.Open(ctx, options) })}
+	return target{name: "gcs", address: address, locks: true, open: opener(func(ctx context.Context) (*gcs.Bucket, error) { return gcs.Open(ctx, options) })}
 }
 
 func azureTarget(t *testing.T, f front) target {
 	server := stores.StartAzurite(t, stores.AzureOptions{})
-	server.MakeContainer(t, "container")
+	container := server.MakeContainer(t, "container")
 	address := f(t, server.Address)
 	options := azure.Options{
 		Container: "container", Prefix: "prefix", Account: stores.AzuriteAccount, Endpoint: server.EndpointAt(address),
 		Secrets: azure.Secrets{AccountKey: stores.AzuriteKey}, Connections: connections,
 	}
-	return target{name: "azure", address: address, open: opener(func(ctx context.Context) (*azure.Bucket, error) { return azure.Open(ctx, options) })}
+	return target{
+		name: "azure", address: address,
+		open: opener(func(ctx context.Context) (*azure.Bucket, error) { return azure.Open(ctx, options) }),
+		abandon: func(t *testing.T, key string) {
+			t.Helper()
+			id := base64.StdEncoding.EncodeToString([]byte("sixteen bytes..."))
+			if _, err := container.NewBlockBlobClient("prefix/"+key).StageBlock(t.Context(), id, streaming.NopCloser(strings.NewReader("half")), nil); err != nil {
+				t.Fatal(err)
+			}
+		},
+	}
 }
 
 func sftpTarget(t *testing.T, f front) target {
@@ -143,7 +169,17 @@ func sftpTarget(t *testing.T, f front) target {
 		Host: host, Port: port, User: server.User, Folder: folder, Create: true,
 		KnownHostsFile: server.KnownHostsFile, IdentityFiles: []string{server.IdentityFile}, Connections: connections,
 	}
-	return target{name: "sftp", address: address, open: opener(func(ctx context.Context) (*sftp.Bucket, error) { return sftp.Open(ctx, options) })}
+	return target{
+		name: "sftp", address: address,
+		open: opener(func(ctx context.Context) (*sftp.Bucket, error) { return sftp.Open(ctx, options) }),
+		abandon: func(t *testing.T, key string) {
+			t.Helper()
+			dir, name := filepath.Split(filepath.Join(folder, key))
+			if err := os.WriteFile(filepath.Join(dir, storage.TempPrefix+name), []byte("half"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		},
+	}
 }
 
 // Limits that make a fault cost a second and not a minute.

@@ -76,8 +76,10 @@ type Bucket struct {
 }
 
 var (
-	_ storage.Bucket = (*Bucket)(nil)
-	_ storage.Prober = (*Bucket)(nil)
+	_ storage.Bucket   = (*Bucket)(nil)
+	_ storage.Prober   = (*Bucket)(nil)
+	_ storage.Extender = (*Bucket)(nil)
+	_ storage.Cleaner  = (*Bucket)(nil)
 )
 
 // containerName follows the REST reference, "Naming and Referencing

@@ -33,8 +33,8 @@ const (
 // and to be sent. It needs no memory, and up to 64 MiB one request. Any other
 // body is held in memory up to 16 MiB. Everything bigger goes in blocks of 16
 // MiB, of which at most three are in memory. Blocks of a Put that failed are
-// seen by nobody; the service has no request to give them up, and drops them
-// after a week or when the key is next written ("Put Block").
+// seen by nobody but Unfinished; the service drops them after a week or when the
+// key is next written ("Put Block").
 //
 // Blocks need the right to overwrite. Where only creation is allowed, a body
 // that can seek is sent by one request instead, up to 5,000 MiB.
@@ -95,16 +95,8 @@ func (p *upload) set(opts storage.PutOptions) error {
 	if opts.Lock == nil {
 		return nil
 	}
-	switch opts.Lock.Mode {
-	case storage.Governance:
-		p.mode = to.Ptr(blob.ImmutabilityPolicySettingUnlocked)
-	case storage.Compliance:
-		p.mode = to.Ptr(blob.ImmutabilityPolicySettingLocked)
-	default:
-		return fmt.Errorf("%w: lock mode %q", storage.ErrUnsupported, opts.Lock.Mode)
-	}
-	p.until = to.Ptr(opts.Lock.Until.Add(time.Second - 1).Truncate(time.Second))
-	return nil
+	p.mode, p.until, err = policyOf(*opts.Lock)
+	return err
 }
 
 // refused looks closer at two refusals. Credentials that may create and not
@@ -123,8 +115,7 @@ func (p *upload) refused(ctx context.Context, err error) error {
 		}
 	}
 	if p.mode != nil && classOf("put", bloberror.Code(answer.ErrorCode), answer.StatusCode) == nil {
-		return fmt.Errorf("%w: with a lock the service answers %s (%d); version-level immutability must be enabled for the container",
-			storage.ErrUnsupported, answer.ErrorCode, answer.StatusCode)
+		return errNoLocks(answer)
 	}
 	return err
 }

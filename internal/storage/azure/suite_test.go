@@ -2,7 +2,9 @@ package azure
 
 import (
 	"context"
+	"encoding/base64"
 	"fmt"
+	"path"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -11,6 +13,7 @@ import (
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore/streaming"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/container"
 	"github.com/golang-jwt/jwt/v5"
 
@@ -53,8 +56,19 @@ func harness(t *testing.T, server *stores.Azure, o Options, name string, big int
 	return storagetest.Harness{
 		Open:      func(t *testing.T) storage.Bucket { return open(t, o) },
 		Leftovers: func(t *testing.T) []string { return leftovers(t, raw) },
+		Abandon:   func(t *testing.T, key string) { abandon(t, raw, path.Join(o.Prefix, key)) },
 		BigObject: big,
 		Few:       true, // Azurite is slow
+	}
+}
+
+// abandon stages a block, with an id of the length that a Put's have.
+func abandon(t *testing.T, raw *container.Client, name string) {
+	t.Helper()
+	id := base64.StdEncoding.EncodeToString([]byte("sixteen bytes..."))
+	_, err := raw.NewBlockBlobClient(name).StageBlock(t.Context(), id, streaming.NopCloser(strings.NewReader("half")), nil)
+	if err != nil {
+		t.Fatalf("leave a block behind: %v", err)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"io"
 	"iter"
 	"os"
+	"path/filepath"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -134,6 +135,58 @@ func (f *flaky) Delete(ctx context.Context, keys ...string) error {
 	return errors.Join(errs...)
 }
 
+// Unwrap is the store behind.
+func (f *flaky) Unwrap() storage.Bucket { return f.Bucket }
+
+// Decorate makes a Cleaner flaky too.
+func (f *flaky) Decorate(ability any) {
+	if c, ok := ability.(*storage.Cleaner); ok {
+		*c = flakyCleaner{*c, f}
+	}
+}
+
+type flakyCleaner struct {
+	storage.Cleaner
+	f *flaky
+}
+
+// Unfinished breaks every other time, behind the first that it gives.
+func (c flakyCleaner) Unfinished(ctx context.Context, prefix string) iter.Seq2[storage.Unfinished, error] {
+	return func(yield func(storage.Unfinished, error) bool) {
+		err := c.f.fail("list", prefix)
+		for u, uerr := range c.Cleaner.Unfinished(ctx, prefix) {
+			if !yield(u, uerr) {
+				return
+			}
+			if err != nil {
+				break
+			}
+		}
+		if err != nil {
+			yield(storage.Unfinished{}, err)
+		}
+	}
+}
+
+func (c flakyCleaner) Discard(ctx context.Context, u storage.Unfinished) error {
+	if err := c.f.fail("discard", u.Key); err != nil {
+		return err
+	}
+	return c.Cleaner.Discard(ctx, u)
+}
+
+// abandon leaves a file as a Put into a folder does that is killed.
+func abandon(t *testing.T, dir, key string) {
+	t.Helper()
+	p := filepath.Join(dir, filepath.Dir(key), storage.TempPrefix+filepath.Base(key))
+	if err := os.MkdirAll(filepath.Dir(p), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(p, []byte("half"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // breaking is a reader that fails after some bytes.
 type breaking struct {
 	io.ReadCloser
@@ -172,6 +225,7 @@ func TestDecorators(t *testing.T) {
 				dir := fastDir(t)
 				return storagetest.Harness{
 					Open:      func(t *testing.T) storage.Bucket { return wrap(openFS(t, dir)) },
+					Abandon:   func(t *testing.T, key string) { abandon(t, dir, key) },
 					BigObject: 5<<20 + 1,
 				}
 			})

@@ -50,7 +50,10 @@ type Bucket struct {
 	named atomic.Bool // unnamed files do not work here; learnt from the first failure
 }
 
-var _ storage.Bucket = (*Bucket)(nil)
+var (
+	_ storage.Bucket  = (*Bucket)(nil)
+	_ storage.Cleaner = (*Bucket)(nil)
+)
 
 // Open opens the folder root, which must be an absolute path of a directory
 // that exists: a mount point where nothing is mounted must not become an empty

@@ -41,7 +41,19 @@ func harness(root string, sys system) storagetest.Harness {
 	return storagetest.Harness{
 		Open:      func(t *testing.T) storage.Bucket { return openIn(t, root, sys) },
 		Leftovers: func(t *testing.T) []string { return leftovers(t, root) },
+		Abandon:   func(t *testing.T, key string) { abandon(t, root, key) },
 	}
+}
+
+// abandon leaves a file as a Put does that is killed, where files must have
+// names.
+func abandon(t *testing.T, root, key string) {
+	t.Helper()
+	p := filepath.Join(root, filepath.Dir(key), storage.TempPrefix+filepath.Base(key))
+	if err := os.MkdirAll(filepath.Dir(p), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	writeFile(t, p, "half")
 }
 
 // noTmpfileSystem is a file system such as NFS, without unnamed files, on a

@@ -339,3 +339,38 @@ func checkClean(t *testing.T, b *Bucket, root string, left []string) {
 		t.Errorf("after clean there is %q", got)
 	}
 }
+
+// Nothing but an unfinished file is discarded, and the folder goes with it.
+func TestDiscard(t *testing.T) {
+	root := filepath.Join(t.TempDir(), "root")
+	b, err := Create(t.Context(), root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustPut(t, b, "a/b", "x")
+	outside := filepath.Join(filepath.Dir(root), storage.TempPrefix+"outside")
+	writeFile(t, outside, "x")
+	for _, u := range []storage.Unfinished{
+		{},
+		{Key: "a/b", ID: "b"},
+		{Key: "a", ID: "a"},
+		{Key: "../.tmp-outside", ID: ".tmp-outside"},
+		{Key: "a/.tmp-1", ID: ".tmp-2"},
+		{Key: ".tmp-1/b", ID: "b"},
+		{Key: "a//.tmp-1", ID: ".tmp-1"},
+	} {
+		if err := b.Discard(t.Context(), u); !errors.Is(err, storage.ErrKey) {
+			t.Errorf("discard of %+v: %v, want ErrKey", u, err)
+		}
+	}
+	if _, err := os.Stat(outside); err != nil {
+		t.Error(err)
+	}
+	abandon(t, root, "c/d/e")
+	if err := b.Discard(t.Context(), storage.Unfinished{Key: "c/d/.tmp-e", ID: ".tmp-e"}); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(filepath.Join(root, "c")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the folder of what was discarded: %v", err)
+	}
+}

@@ -92,6 +92,10 @@ func everything(ctx context.Context, b *Bucket) map[string]error {
 		got["list of a prefix"] = err
 	}
 	_, got["clean"] = b.Clean(ctx, testTime)
+	for _, err := range b.Unfinished(ctx, "no/such/") {
+		got["unfinished"] = err
+	}
+	got["discard"] = b.Discard(ctx, storage.Unfinished{Key: "some/.tmp-1", ID: ".tmp-1"})
 	return got
 }
 
@@ -112,7 +116,7 @@ func TestVanishedRoot(t *testing.T) {
 	wantUnavailable := func(what string) {
 		t.Helper()
 		errs := everything(t.Context(), b)
-		for _, op := range []string{"get", "range", "stat", "put", "delete", "list", "list of a prefix", "clean"} {
+		for _, op := range []string{"get", "range", "stat", "put", "delete", "list", "list of a prefix", "clean", "unfinished", "discard"} {
 			if !errors.Is(errs[op], storage.ErrUnavailable) {
 				t.Errorf("%s, %s: %v, want ErrUnavailable", what, op, errs[op])
 			}

@@ -31,6 +31,7 @@ const (
 	opList   = "list"
 	opDelete = "delete"
 	opProbe  = "probe"
+	opLock   = "lock"
 )
 
 // bodyError is an error of the source. It is kept from translation: a file

@@ -53,6 +53,7 @@ func allOps(ctx context.Context, b *Bucket) map[string]error {
 	got["versions"] = last(b.Versions(ctx, ""))
 	got[opDelete] = b.Delete(ctx, "k")
 	_, got[opProbe] = b.Probe(ctx)
+	got[opLock] = b.ExtendLock(ctx, "k", storage.Lock{Mode: storage.Governance, Until: time.Now().Add(time.Hour)})
 	return got
 }
 

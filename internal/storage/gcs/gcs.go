@@ -88,8 +88,9 @@ type Bucket struct {
 }
 
 var (
-	_ storage.Bucket = (*Bucket)(nil)
-	_ storage.Prober = (*Bucket)(nil)
+	_ storage.Bucket   = (*Bucket)(nil)
+	_ storage.Prober   = (*Bucket)(nil)
+	_ storage.Extender = (*Bucket)(nil)
 )
 
 // Open checks the options, looks for credentials and makes a client. It sends

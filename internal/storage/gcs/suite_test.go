@@ -29,10 +29,14 @@ func suite(t *testing.T, server *stores.GCS, prefix string) {
 		}
 		server.MakeBucket(t, o.Bucket)
 		return storagetest.Harness{
-			Open:      func(t *testing.T) storage.Bucket { return openIn(t, o) },
-			Leftovers: func(t *testing.T) []string { return leftovers(t, o) },
-			BigObject: oneRequest + 5<<20 + 4099, // in chunks
-			Few:       server.CAFile != "",
+			Open: func(t *testing.T) storage.Bucket { return openIn(t, o) },
+			// The emulator locks nothing, but remembers what it was told. It lets
+			// nobody extend what is Locked.
+			OpenLocking:    func(t *testing.T) storage.Bucket { return openIn(t, o) },
+			OnlyGovernance: true,
+			Leftovers:      func(t *testing.T) []string { return leftovers(t, o) },
+			BigObject:      oneRequest + 5<<20 + 4099, // in chunks
+			Few:            server.CAFile != "",
 		}
 	})
 }

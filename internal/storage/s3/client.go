@@ -140,7 +140,7 @@ func signed(sha256 string) func(*s3.Options) {
 }
 
 // withMD5 sends a Content-MD5 in place of the checksums that the SDK would
-// choose for DeleteObjects: it is what every service knows.
+// choose for DeleteObjects and PutObjectRetention: it is what every service knows.
 func withMD5() func(*s3.Options) {
 	return s3.WithAPIOptions(func(stack *middleware.Stack) error {
 		if _, err := stack.Initialize.Remove("AWSChecksum:SetupInputContext"); err != nil {

@@ -221,18 +221,31 @@ func (b *Bucket) failPut(ctx context.Context, key string, opts storage.PutOption
 		switch {
 		case a.code == "PreconditionFailed", a.status == http.StatusPreconditionFailed:
 			err = fmt.Errorf("%w: %w", storage.ErrExists, a)
-		case a.code == "NoSuchUpload":
-			// Somebody has aborted it, or the service has given it up.
+		case a.code == "NoSuchUpload", a.code == "InvalidPart":
+			// Somebody has aborted it, or the service has given it up; versitygw may
+			// find that out by the parts.
 			err = fmt.Errorf("%w: %w", storage.ErrUnavailable, a)
 		case opts.Lock != nil && lockRefused(a):
-			err = errs.Wrap(fmt.Errorf("%w: %w", storage.ErrUnsupported, a), errs.Config,
-				"Object Lock must be switched on for the bucket (docs/providers.md); or take the setting immutable away.", "the bucket does not lock objects")
+			err = errNoLocks(a)
 		case a.status == http.StatusNotImplemented:
 			err = errs.Wrap(fmt.Errorf("%w: %w", storage.ErrUnsupported, a), errs.Config,
 				"This service cannot create objects conditionally, or does not know the checksum; agent check tells.", "the service does not know how to do this")
 		}
 	}
 	return b.fail(ctx, "put", key, err)
+}
+
+// failLock is fail for the lock of an object that is there.
+func (b *Bucket) failLock(ctx context.Context, key string, err error) error {
+	if a := answerOf(err); a != nil && !classed(err) && lockRefused(a) {
+		err = errNoLocks(a)
+	}
+	return b.fail(ctx, "lock", key, err)
+}
+
+func errNoLocks(a *answer) error {
+	return errs.Wrap(fmt.Errorf("%w: %w", storage.ErrUnsupported, a), errs.Config,
+		"Object Lock must be switched on for the bucket (docs/providers.md); or take the setting immutable away.", "the bucket does not lock objects")
 }
 
 // lockRefused reports whether an answer means that the bucket cannot lock.

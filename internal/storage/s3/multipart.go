@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"errors"
 	"io"
 	"slices"
 	"time"
@@ -74,12 +73,11 @@ func (b *Bucket) putParts(ctx context.Context, key string, src storage.Source, o
 
 // abort gives up an upload. It is done also where the completion may have
 // succeeded and only its answer was lost: then there is nothing to abort. What
-// it leaves behind shows in no listing; a life-cycle rule removes it.
+// it leaves behind shows in no listing; Unfinished finds it, or a life-cycle rule.
 func (b *Bucket) abort(ctx context.Context, key string, id *string) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), abortTimeout)
 	defer cancel()
-	_, err := b.client.AbortMultipartUpload(ctx, &s3.AbortMultipartUploadInput{Bucket: b.bucket(), Key: b.name(key), UploadId: id})
-	if err = b.classify(ctx, err); err != nil && !errors.Is(err, storage.ErrNotExist) && !isCode(err, "NoSuchUpload") {
+	if err := b.Discard(ctx, storage.Unfinished{Key: key, ID: aws.ToString(id)}); err != nil {
 		b.o.Log.WarnContext(ctx, "an unfinished upload could not be aborted", "bucket", b.o.URL, "key", key, "error", err.Error())
 	}
 }

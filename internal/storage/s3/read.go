@@ -122,12 +122,9 @@ func (b *Bucket) Stat(ctx context.Context, key string) (storage.Info, error) {
 }
 
 func (b *Bucket) stat(ctx context.Context, key string) (storage.Info, error) {
-	if err := begin(ctx, key); err != nil {
-		return storage.Info{}, err
-	}
-	out, err := b.client.HeadObject(ctx, &s3.HeadObjectInput{Bucket: b.bucket(), Key: b.name(key)})
+	out, err := b.head(ctx, key)
 	if err != nil {
-		return storage.Info{}, b.why(ctx, key, err)
+		return storage.Info{}, err
 	}
 	if out.ContentLength == nil {
 		return storage.Info{}, errNoLength()
@@ -136,6 +133,17 @@ func (b *Bucket) stat(ctx context.Context, key string) (storage.Info, error) {
 		Key: key, Size: *out.ContentLength, ModTime: aws.ToTime(out.LastModified), Metadata: out.Metadata,
 		Lock: lockOf(out.ObjectLockMode, out.ObjectLockRetainUntilDate),
 	}, nil
+}
+
+func (b *Bucket) head(ctx context.Context, key string) (*s3.HeadObjectOutput, error) {
+	if err := begin(ctx, key); err != nil {
+		return nil, err
+	}
+	out, err := b.client.HeadObject(ctx, &s3.HeadObjectInput{Bucket: b.bucket(), Key: b.name(key)})
+	if err != nil {
+		return nil, b.why(ctx, key, err)
+	}
+	return out, nil
 }
 
 // why asks again by GET where the answer to a HEAD, which has no body, may mean

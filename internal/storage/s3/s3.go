@@ -77,8 +77,10 @@ type Bucket struct {
 }
 
 var (
-	_ storage.Bucket = (*Bucket)(nil)
-	_ storage.Prober = (*Bucket)(nil)
+	_ storage.Bucket   = (*Bucket)(nil)
+	_ storage.Prober   = (*Bucket)(nil)
+	_ storage.Extender = (*Bucket)(nil)
+	_ storage.Cleaner  = (*Bucket)(nil)
 )
 
 // Open checks the options and makes a client; it sends nothing, so that wrong

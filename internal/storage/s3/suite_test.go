@@ -1,8 +1,14 @@
 package s3
 
 import (
+	"path"
+	"strings"
 	"testing"
 	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 
 	"agent/internal/storage"
 	"agent/internal/storage/decorate"
@@ -58,22 +64,45 @@ func asItIs(b storage.Bucket) storage.Bucket { return b }
 func suite(t *testing.T, server *stores.S3, bucket stores.S3Bucket, prefix string, wrap func(storage.Bucket) storage.Bucket) {
 	storagetest.Run(t, func(t *testing.T) storagetest.Harness {
 		name := server.NewBucket(t, bucket)
-		o := in(server, name)
-		o.Prefix = prefix
+		openIn := func(t *testing.T, name string) storage.Bucket {
+			o := in(server, name)
+			o.Prefix = prefix
+			b, err := Open(t.Context(), o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			b.singleMax, b.minPart = 6<<20, 5<<20
+			return wrap(b)
+		}
 		return storagetest.Harness{
-			Open: func(t *testing.T) storage.Bucket {
-				b, err := Open(t.Context(), o)
-				if err != nil {
-					t.Fatal(err)
-				}
-				b.singleMax, b.minPart = 6<<20, 5<<20
-				return wrap(b)
-			},
+			Open:      func(t *testing.T) storage.Bucket { return openIn(t, name) },
 			Leftovers: func(t *testing.T) []string { return server.Uploads(t, name) },
+			OpenLocking: func(t *testing.T) storage.Bucket {
+				return openIn(t, server.NewBucket(t, stores.S3Bucket{Lockable: true}))
+			},
+			Abandon:   func(t *testing.T, key string) { abandon(t, server, name, path.Join(prefix, key)) },
 			BigObject: 16<<20 + 4099,
 			Few:       prefix == "", // one run of three is enough
 		}
 	})
+}
+
+// abandon begins an upload and sends a part of it.
+func abandon(t *testing.T, server *stores.S3, bucket, name string) {
+	t.Helper()
+	client := server.Client(t, server.Key, server.Secret)
+	upload, err := client.CreateMultipartUpload(t.Context(), &s3.CreateMultipartUploadInput{
+		Bucket: &bucket, Key: &name, ChecksumAlgorithm: types.ChecksumAlgorithmCrc32c,
+	})
+	if err == nil {
+		_, err = client.UploadPart(t.Context(), &s3.UploadPartInput{
+			Bucket: &bucket, Key: &name, UploadId: upload.UploadId, PartNumber: aws.Int32(1), Body: strings.NewReader("part"),
+			ChecksumAlgorithm: types.ChecksumAlgorithmCrc32c,
+		})
+	}
+	if err != nil {
+		t.Fatalf("leave an upload behind: %v", err)
+	}
 }
 
 func TestVersityGW(t *testing.T) {
@@ -82,6 +111,7 @@ func TestVersityGW(t *testing.T) {
 	t.Run("Suite", func(t *testing.T) { suite(t, server, stores.S3Bucket{}, "some/prefix", patiently) })
 	t.Run("Own", func(t *testing.T) { ownTests(t, server) })
 	t.Run("Archiver", func(t *testing.T) { testArchiver(t, server) })
+	t.Run("Keeper", func(t *testing.T) { testKeeper(t, server) })
 }
 
 func TestVersityGWOverTLS(t *testing.T) {

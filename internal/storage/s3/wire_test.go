@@ -63,7 +63,7 @@ func (rec *recorder) ops() []string {
 	var ops []string
 	for _, r := range rec.requests {
 		op := r.Method
-		for _, k := range []string{"uploads", "partNumber", "uploadId", "delete"} {
+		for _, k := range []string{"uploads", "partNumber", "uploadId", "delete", "retention"} {
 			if r.URL.Query().Has(k) {
 				op += " " + k
 				break

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"os"
-	"strings"
-	"time"
 
 	"agent/internal/storage"
 )
@@ -104,52 +102,4 @@ func (b *Bucket) remove(c *conn, p string) (bool, error) {
 		return false, nil
 	}
 	return false, err
-}
-
-// Clean removes unfinished files that were last written before the given time,
-// by the server's clock, and returns how many. Only a Put whose connection
-// broke or that was killed leaves one; take a time well before the start of
-// any Put that may still run. Errors are *storage.Error.
-func (b *Bucket) Clean(ctx context.Context, before time.Time) (int, error) {
-	n, err := b.clean(ctx, before)
-	if err != nil {
-		return n, b.fail("clean", "", err)
-	}
-	return n, nil
-}
-
-func (b *Bucket) clean(ctx context.Context, before time.Time) (int, error) {
-	c, release, err := b.pool.acquire(ctx)
-	if err != nil {
-		return 0, err
-	}
-	defer release()
-	if err := b.checkRoot(ctx, c); err != nil {
-		return 0, err
-	}
-	total := 0
-	dirs := []string{b.root}
-	for len(dirs) > 0 {
-		dir := dirs[len(dirs)-1]
-		dirs = dirs[:len(dirs)-1]
-		list, err := call(ctx, b, func() ([]os.FileInfo, error) { return c.sftp.ReadDir(dir) })
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			return total, err
-		}
-		for _, st := range list {
-			p := dir + "/" + st.Name()
-			switch {
-			case st.IsDir() && storage.ValidComponent(st.Name()):
-				dirs = append(dirs, p)
-			case st.Mode().IsRegular() && strings.HasPrefix(st.Name(), storage.TempPrefix) && st.ModTime().Before(before):
-				err := do(ctx, b, func() error { return c.sftp.Remove(p) })
-				if err == nil {
-					total++
-				} else if !errors.Is(err, os.ErrNotExist) {
-					return total, err
-				}
-			}
-		}
-	}
-	return total, nil
 }

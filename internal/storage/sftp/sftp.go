@@ -114,8 +114,9 @@ type Bucket struct {
 }
 
 var (
-	_ storage.Bucket = (*Bucket)(nil)
-	_ storage.Prober = (*Bucket)(nil)
+	_ storage.Bucket  = (*Bucket)(nil)
+	_ storage.Prober  = (*Bucket)(nil)
+	_ storage.Cleaner = (*Bucket)(nil)
 )
 
 // Open checks the options and reads known_hosts and the private keys. It does

@@ -70,11 +70,15 @@ func everything(ctx context.Context, b *Bucket) map[string]error {
 		got["folders"] = err
 	}
 	_, got["clean"] = b.Clean(ctx, time.Unix(0, 0))
+	for _, err := range b.Unfinished(ctx, "no/such/") {
+		got["unfinished"] = err
+	}
+	got["discard"] = b.Discard(ctx, storage.Unfinished{Key: "some/.tmp-1", ID: ".tmp-1"})
 	_, got["probe"] = b.Probe(ctx)
 	return got
 }
 
-var operations = []string{"get", "range", "stat", "put", "put at the top", "delete", "list", "list of a prefix", "folders", "clean", "probe"}
+var operations = []string{"get", "range", "stat", "put", "put at the top", "delete", "list", "list of a prefix", "folders", "clean", "unfinished", "discard", "probe"}
 
 func TestOptions(t *testing.T) {
 	dir := t.TempDir()
@@ -317,6 +321,36 @@ func TestClean(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(root, "a", "other")); err != nil {
 		t.Error(err)
+	}
+}
+
+// Nothing but an unfinished file is discarded, and the folder goes with it.
+func TestDiscard(t *testing.T) {
+	b, root := folder(t, start(t, stores.SFTPOptions{}), nil)
+	mustPut(t, b, "a/b", "x")
+	write(t, filepath.Join(filepath.Dir(root), storage.TempPrefix+"outside"), "x")
+	for _, u := range []storage.Unfinished{
+		{},
+		{Key: "a/b", ID: "b"},
+		{Key: "a", ID: "a"},
+		{Key: "../.tmp-outside", ID: ".tmp-outside"},
+		{Key: "a/.tmp-1", ID: ".tmp-2"},
+		{Key: ".tmp-1/b", ID: "b"},
+		{Key: "a//.tmp-1", ID: ".tmp-1"},
+	} {
+		if err := b.Discard(t.Context(), u); !errors.Is(err, storage.ErrKey) {
+			t.Errorf("discard of %+v: %v, want ErrKey", u, err)
+		}
+	}
+	if _, err := os.Stat(filepath.Join(filepath.Dir(root), storage.TempPrefix+"outside")); err != nil {
+		t.Error(err)
+	}
+	abandon(t, root, "c/d/e")
+	if err := b.Discard(t.Context(), storage.Unfinished{Key: "c/d/.tmp-e", ID: ".tmp-e"}); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(filepath.Join(root, "c")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the folder of what was discarded: %v", err)
 	}
 }
 

@@ -2,6 +2,7 @@ package sftp
 
 import (
 	"io/fs"
+	"os"
 	"path/filepath"
 	"testing"
 
@@ -44,6 +45,16 @@ func leftovers(t *testing.T, root string) []string {
 	return left
 }
 
+// abandon leaves a file as a Put does that is killed.
+func abandon(t *testing.T, root, key string) {
+	t.Helper()
+	p := filepath.Join(root, filepath.Dir(key), storage.TempPrefix+filepath.Base(key))
+	if err := os.MkdirAll(filepath.Dir(p), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	write(t, p, "half")
+}
+
 // TestSuite runs on OpenSSH as it is, and as servers without some of its
 // extensions.
 func TestSuite(t *testing.T) {
@@ -68,6 +79,7 @@ func TestSuite(t *testing.T) {
 						return mustOpen(t, o)
 					},
 					Leftovers: func(t *testing.T) []string { return leftovers(t, root) },
+					Abandon:   func(t *testing.T, key string) { abandon(t, root, key) },
 					Few:       tt.deny != nil,
 				}
 			})

@@ -31,10 +31,12 @@ func plain(data []byte) io.Reader { return struct{ io.Reader }{bytes.NewReader(d
 
 // hooked calls hook once, when the first half was read, and fails with its
 // error if there is one.
-func hooked(data []byte, hook func() error) body {
+func hooked(data []byte, hook func() error) body { return hookedAt(data, len(data)/2, hook) }
+
+// hookedAt is hooked with another place than the middle.
+func hookedAt(data []byte, at int, hook func() error) body {
 	return body{int64(len(data)), func() (io.ReadCloser, error) {
-		half := len(data) / 2
-		r := io.MultiReader(plain(data[:half]), &once{hook: hook}, plain(data[half:]))
+		r := io.MultiReader(plain(data[:at]), &once{hook: hook}, plain(data[at:]))
 		return io.NopCloser(struct{ io.Reader }{r}), nil
 	}}
 }

@@ -1,0 +1,140 @@
+package retention
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"time"
+
+	"agent/internal/postgres"
+	"agent/internal/repo"
+)
+
+// stretch is a row of segment numbers of a timeline, both included.
+type stretch struct{ first, last uint64 }
+
+const endless = ^uint64(0)
+
+// walPlan says which segments go. A segment is kept if a recovery of a kept
+// backup can ask for it; of the others those go that lie before one on its line,
+// and those of lines that nobody writes to any more.
+type walPlan struct {
+	kept map[postgres.Timeline][]stretch // sorted, apart
+	// old is the number below which what is not kept goes.
+	old map[postgres.Timeline]uint64
+	// dead are timelines of which all that is not kept goes.
+	dead map[postgres.Timeline]bool
+	// since is from when on all WAL stays, for backups that are being made; zero:
+	// there is none.
+	since time.Time
+}
+
+// planWAL decides by the backups that stay.
+func planWAL(stay []*Decision, l lines, size postgres.SegmentSize) *walPlan {
+	w := &walPlan{
+		kept: make(map[postgres.Timeline][]stretch), old: make(map[postgres.Timeline]uint64), dead: make(map[postgres.Timeline]bool),
+	}
+	for _, d := range stay {
+		first, last := d.StartLSN.Segment(size), d.StopLSN.LastSegment(size)
+		if !d.Continuous {
+			w.kept[d.Timeline] = append(w.kept[d.Timeline], stretch{first, last})
+			continue
+		}
+		w.kept[d.Timeline] = append(w.kept[d.Timeline], stretch{first, endless})
+		for t, h := range l {
+			if at, ok := h.SwitchPoint(d.Timeline); ok && t != d.Timeline && at >= d.StopLSN {
+				w.kept[t] = append(w.kept[t], stretch{0, endless})
+			}
+		}
+		w.old[d.Timeline] = max(w.old[d.Timeline], first)
+		for _, e := range l.of(d.Timeline) {
+			if e.Timeline != d.Timeline && e.Switch > 0 {
+				w.old[e.Timeline] = max(w.old[e.Timeline], (e.Switch-1).Segment(size)+1)
+			}
+		}
+	}
+	for t, all := range w.kept {
+		w.kept[t] = joined(all)
+	}
+	return w
+}
+
+// joined merges stretches that touch.
+func joined(all []stretch) []stretch {
+	slices.SortFunc(all, func(a, b stretch) int { return cmp.Compare(a.first, b.first) })
+	var out []stretch
+	for _, s := range all {
+		if n := len(out); n > 0 && (out[n-1].last == endless || s.first <= out[n-1].last+1) {
+			out[n-1].last = max(out[n-1].last, s.last)
+			continue
+		}
+		out = append(out, s)
+	}
+	return out
+}
+
+// keeps reports whether a recovery of a backup that stays can ask for a segment.
+func (w *walPlan) keeps(seg postgres.Segment) bool {
+	all := w.kept[seg.Timeline]
+	i, found := slices.BinarySearchFunc(all, seg.Number, func(s stretch, n uint64) int { return cmp.Compare(s.first, n) })
+	if !found {
+		i--
+	}
+	return i >= 0 && seg.Number <= all[i].last
+}
+
+// Drops implements repo.WALVerdict.
+func (w *walPlan) Drops(seg postgres.Segment, stored time.Time) bool {
+	if w.keeps(seg) || !w.since.IsZero() && !stored.Before(w.since) {
+		return false
+	}
+	return w.dead[seg.Timeline] || seg.Number < w.old[seg.Timeline]
+}
+
+// End implements repo.WALVerdict.
+func (w *walPlan) End(t postgres.Timeline) uint64 {
+	if w.dead[t] {
+		return endless
+	}
+	return w.old[t]
+}
+
+// bury finds timelines, among those whose history is known, where what no kept
+// backup needs has not been added to since the horizon.
+func (w *walPlan) bury(ranges []repo.WALRange, l lines, horizon time.Time) {
+	last := make(map[postgres.Timeline]time.Time)
+	for _, r := range ranges {
+		t := r.First.Timeline
+		if _, known := l[t]; !known && t != 1 {
+			continue
+		}
+		if w.keepsAll(stretch{r.First.Number, r.Last.Number}, t) || r.Last.Number < w.old[t] {
+			continue
+		}
+		if _, seen := last[t]; !seen || r.Until.After(last[t]) {
+			last[t] = r.Until
+		}
+	}
+	for t, at := range last {
+		if at.Before(horizon) {
+			w.dead[t] = true
+		}
+	}
+}
+
+func (w *walPlan) keepsAll(s stretch, t postgres.Timeline) bool {
+	return slices.ContainsFunc(w.kept[t], func(k stretch) bool { return k.first <= s.first && s.last <= k.last })
+}
+
+// timelines are those of which something can go.
+func (w *walPlan) timelines() []postgres.Timeline {
+	all := make(map[postgres.Timeline]bool)
+	for t, before := range w.old {
+		all[t] = before > 0
+	}
+	for t := range w.dead {
+		all[t] = true
+	}
+	maps.DeleteFunc(all, func(_ postgres.Timeline, some bool) bool { return !some })
+	return slices.Sorted(maps.Keys(all))
+}
