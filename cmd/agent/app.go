@@ -75,7 +75,7 @@ func (a *app) root() *cobra.Command {
 	)
 	root.AddCommand(
 		a.walPush(), a.walPushWorker(), a.walFetch(), a.walPrefetch(), a.walReceive(),
-		a.backupPush(), a.backupFetch(), a.backupCompact(), a.backupList(), a.backupShow(), a.backupMark(), a.deleteCommand(), a.walShow(), a.walVerify(),
+		a.backupPush(), a.backupFetch(), a.backupCompact(), a.backupList(), a.backupShow(), a.backupMark(), a.backupVerify(), a.deleteCommand(), a.walShow(), a.walVerify(),
 		a.repoCommand(), a.keygen(), a.configCommand(), a.check(), a.versionCommand(),
 	)
 	root.SetHelpCommandGroupID("setup")

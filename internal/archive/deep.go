@@ -19,8 +19,17 @@ import (
 type DeepOptions struct {
 	// All reads every WAL file; else only the segments that the backups need.
 	All bool
+	// Reach says which these are.
+	Reach Reach
 	// Concurrency is how many objects are read at a time; less than 1 is 1.
 	Concurrency int
+	// Fresh reports whether an object was read so short a time ago that it need
+	// not be read again; nil: all are read. The one right before one that is read
+	// is read too, since they must join.
+	Fresh func(place string, o repo.WALObject) bool
+	// Good is told of each object that is what its name says and joins the one
+	// before it; nil: nobody is.
+	Good func(place string, o repo.WALObject)
 }
 
 // reading reads the WAL of one place, each object once, several at a time, and
@@ -49,7 +58,7 @@ type outcome struct {
 func (d *reading) run(ctx context.Context) error {
 	d.chain = newChain(d.survey)
 	for _, b := range d.backups {
-		spans, err := d.survey.needs(b)
+		spans, err := d.survey.needs(b, d.opts.Reach)
 		if err != nil {
 			return err
 		}
@@ -62,23 +71,35 @@ func (d *reading) run(ctx context.Context) error {
 	// One slot for each object that is read or waits for those before it.
 	order := make(chan chan outcome, max(d.opts.Concurrency, 1)-1)
 	var listed error
+	begin := func(o repo.WALObject) {
+		result := make(chan outcome, 1)
+		select {
+		case order <- result:
+			workers.Go(func() { result <- d.read(ctx, o) })
+		case <-ctx.Done():
+		}
+	}
 	workers.Go(func() {
 		defer close(order)
+		var skipped *repo.WALObject // the last one, if it was
 		for o, err := range d.repo.WALObjects(ctx, d.place.Name, d.survey.Cluster) {
-			if err != nil {
+			switch {
+			case err != nil:
 				listed = err
 				return
-			}
-			if !d.wanted(o) {
+			case ctx.Err() != nil:
+				return
+			case !d.wanted(o):
+				continue
+			case d.opts.Fresh != nil && d.opts.Fresh(d.place.Name, o):
+				skipped = &o
 				continue
 			}
-			result := make(chan outcome, 1)
-			select {
-			case order <- result:
-			case <-ctx.Done():
-				return
+			if skipped != nil && d.precedes(*skipped, o) {
+				begin(*skipped)
 			}
-			workers.Go(func() { result <- d.read(ctx, o) })
+			skipped = nil
+			begin(o)
 		}
 	})
 	for result := range order {
@@ -100,6 +121,13 @@ func (d *reading) run(ctx context.Context) error {
 		d.verdict.add(Finding{Kind: Unreachable, Repository: d.place.Name, Err: listed})
 	}
 	return nil
+}
+
+// precedes reports whether a segment is the one before another.
+func (d *reading) precedes(a, b repo.WALObject) bool {
+	before, err := a.File.Segment(d.survey.Size)
+	after, aerr := b.File.Segment(d.survey.Size)
+	return errors.Join(err, aerr) == nil && a.File.Kind == postgres.WALSegment && before.Next() == after
 }
 
 func (d *reading) wanted(o repo.WALObject) bool {
@@ -173,37 +201,48 @@ func (d *reading) take(o outcome) (answered bool) {
 		d.verdict.add(Finding{Kind: Unreachable, Repository: d.place.Name, Key: o.object.Key, Err: o.err})
 		return false
 	}
+	joined := o.err == nil
 	if o.object.File.Kind == postgres.WALSegment {
-		d.join(o)
+		joined = d.join(o)
+	}
+	if joined && d.opts.Good != nil {
+		d.opts.Good(d.place.Name, o.object)
 	}
 	return true
 }
 
 // join looks whether the segment can follow the one before, if that is the
-// segment before.
-func (d *reading) join(o outcome) {
+// segment before. It is false if something is wrong.
+func (d *reading) join(o outcome) bool {
 	seg, err := o.object.File.Segment(d.survey.Size)
 	if err != nil || o.err != nil {
 		d.chain.lost()
-		return
+		return false
 	}
 	if err := d.chain.add(seg, o.summary); err != nil {
 		d.verdict.add(Finding{
 			Kind: Damaged, Repository: d.place.Name, Key: o.object.Key, Backups: d.hurt(o.object.File),
 			Err: fmt.Errorf("object %s of %s cannot be replayed behind the segment before it, or not to its end: %w", o.object.Key, d.place.URL, err),
 		})
+		return false
 	}
+	return true
 }
 
-// hurt are the backups whose recovery may ask for the file.
+// hurt are the backups whose recovery may ask for the file: a segment, or the
+// history of a timeline.
 func (d *reading) hurt(f postgres.WALFile) []repo.BackupName {
+	history := f.Kind == postgres.WALHistory
 	seg, err := f.Segment(d.survey.Size)
-	if err != nil || f.Kind != postgres.WALSegment {
+	if !history && (err != nil || f.Kind != postgres.WALSegment) {
 		return nil
 	}
 	var names []repo.BackupName
 	for i, b := range d.backups {
 		if slices.ContainsFunc(d.needs[i], func(sp Span) bool {
+			if history {
+				return sp.First.Timeline == f.Timeline
+			}
 			return sp.First.Timeline == seg.Timeline && sp.First.Number <= seg.Number && seg.Number <= sp.Last.Number
 		}) {
 			names = append(names, b.Name)

@@ -55,7 +55,11 @@ func (s *Survey) paths(b *repo.Backup) ([][]leg, error) {
 
 // needs are the segments that recoveries of the backup may ask for, one span
 // for each timeline, by timeline.
-func (s *Survey) needs(b *repo.Backup) ([]Span, error) {
+func (s *Survey) needs(b *repo.Backup, reach Reach) ([]Span, error) {
+	if reach == ToStop {
+		sp, err := s.ownSpan(b)
+		return []Span{sp}, err
+	}
 	ways, err := s.paths(b)
 	if err != nil {
 		return nil, err
@@ -63,6 +67,10 @@ func (s *Survey) needs(b *repo.Backup) ([]Span, error) {
 	stop, err := postgres.ParseSegment(b.StopSegment, s.Size)
 	if err != nil {
 		return nil, err
+	}
+	if s.alone(b) {
+		start := postgres.Segment{Timeline: b.Timeline, Number: b.StartLSN.Segment(s.Size)}
+		return []Span{{start, stop}}, nil
 	}
 	spans := make(map[postgres.Timeline]Span)
 	for _, way := range ways {
@@ -94,6 +102,16 @@ func (s *Survey) needs(b *repo.Backup) ([]Span, error) {
 	all := slices.Collect(maps.Values(spans))
 	slices.SortFunc(all, func(a, b Span) int { return cmp.Compare(a.First.Timeline, b.First.Timeline) })
 	return all, nil
+}
+
+// ownSpan is what the backup cannot be made consistent without.
+func (s *Survey) ownSpan(b *repo.Backup) (Span, error) {
+	first, err := postgres.ParseSegment(b.StartSegment, s.Size)
+	if err != nil {
+		return Span{}, err
+	}
+	last, err := postgres.ParseSegment(b.StopSegment, s.Size)
+	return Span{first, last}, err
 }
 
 // Serves are the ranges of all places, by their index in the scan, that a
@@ -132,4 +150,21 @@ func (s *Survey) holding(seg postgres.Segment) int {
 	return slices.IndexFunc(s.Scan.Ranges, func(w repo.WALRange) bool {
 		return w.First.Timeline == seg.Timeline && w.First.Number <= seg.Number && seg.Number <= w.Last.Number
 	})
+}
+
+// Needing are those of the backups that need any of the segments.
+func (s *Survey) Needing(backups []*repo.Backup, sp Span, reach Reach) ([]repo.BackupName, error) {
+	var names []repo.BackupName
+	for _, b := range backups {
+		spans, err := s.needs(b, reach)
+		if err != nil {
+			return nil, err
+		}
+		if slices.ContainsFunc(spans, func(n Span) bool {
+			return n.First.Timeline == sp.First.Timeline && n.First.Number <= sp.Last.Number && sp.First.Number <= n.Last.Number
+		}) {
+			names = append(names, b.Name)
+		}
+	}
+	return names, nil
 }

@@ -104,7 +104,7 @@ func TestVerify(t *testing.T) {
 			for _, h := range c.histories {
 				s.Histories[h[len(h)-1].Timeline] = h
 			}
-			spans, err := s.needs(c.backup)
+			spans, err := s.needs(c.backup, ToEnd)
 			if got := show(spans); err != nil || got != c.needs {
 				t.Errorf("needs %q (%v)", got, err)
 			}

@@ -70,6 +70,20 @@ func (v *Verdict) add(f Finding) {
 // start of each to the end of its timeline and of those that came of it. It asks
 // the stores nothing.
 func (s *Survey) Verify(backups []*repo.Backup) (*Verdict, error) {
+	return s.VerifyReach(backups, ToEnd)
+}
+
+// Reach says how much of the WAL behind a backup is looked at.
+type Reach uint8
+
+// The reaches.
+const (
+	ToEnd  Reach = iota // along all timelines
+	ToStop              // what the backup cannot be restored without
+)
+
+// VerifyReach is Verify of so much of the WAL.
+func (s *Survey) VerifyReach(backups []*repo.Backup, reach Reach) (*Verdict, error) {
 	v := &Verdict{Backups: backups}
 	for _, p := range s.Scan.Places {
 		if p.Err != nil {
@@ -85,7 +99,7 @@ func (s *Survey) Verify(backups []*repo.Backup) (*Verdict, error) {
 		v.add(Finding{Kind: Damaged, Err: s.Unread})
 	}
 	for _, b := range backups {
-		spans, err := s.needs(b)
+		spans, err := s.needs(b, reach)
 		if err != nil {
 			return nil, fmt.Errorf("find the WAL of backup %s: %w", b.Name, err)
 		}
@@ -230,7 +244,7 @@ func sortFindings(v *Verdict) {
 // listed, as o says. Its error ends the verification before its end: ctx is
 // over, or no identity fits.
 func (s *Survey) Deep(ctx context.Context, r *repo.Repository, backups []*repo.Backup, o DeepOptions) (*Verdict, error) {
-	v, err := s.Verify(backups)
+	v, err := s.VerifyReach(backups, o.Reach)
 	if err != nil {
 		return nil, err
 	}

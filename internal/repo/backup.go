@@ -304,22 +304,10 @@ func (r *Repository) HeldBackups(ctx context.Context, cluster ClusterID) (*HeldB
 }
 
 func (r *Repository) loadBackups(ctx context.Context, cluster ClusterID, ask func(func(*place) error) error) (*HeldBackups, error) {
-	seen := make(map[BackupName]bool)
-	err := ask(func(p *place) error {
-		for dir, err := range p.Bucket.Folders(ctx, cluster.backupPrefix()) {
-			if err != nil {
-				return fmt.Errorf("list backups: %w", err)
-			}
-			if name, err := ParseBackupName(dir); err == nil {
-				seen[name] = true
-			}
-		}
-		return nil
-	})
+	names, err := backupNames(ctx, cluster, ask)
 	if err != nil {
 		return nil, err
 	}
-	names := slices.Sorted(maps.Keys(seen))
 	loaded, failed := make([]*Backup, len(names)), make([]error, len(names))
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(loads)

@@ -33,6 +33,8 @@ type Manifest struct {
 	// kept opens what this host has kept of a pack of sections, or says
 	// os.ErrNotExist; nil: nothing is kept.
 	kept func(PackID) (*os.File, error)
+	// sections brings a pack of sections; nil: it comes from the repository.
+	sections func(context.Context, PackID) (*Brought, error)
 	// limit is how much of the root there is of a backup that was not finished.
 	limit *ManifestLimit
 }
@@ -111,6 +113,8 @@ type ManifestReader struct {
 	lenders map[BackupName]*sectionPack
 	kept    func(PackID) (*os.File, error)
 	limit   *ManifestLimit
+
+	sections func(context.Context, PackID) (*Brought, error)
 }
 
 // sectionPack is a pack of sections that was brought or kept here.
@@ -129,6 +133,7 @@ func (m *Manifest) Read(packs map[PackID]Pack) (*ManifestReader, error) {
 	r := &ManifestReader{
 		repo: m.repo, backup: m.backup, packs: packs, dec: new(compress.Decoder), rootOnly: packs == nil,
 		key: m.backup.Cluster.manifestKey(m.backup.Name), lenders: make(map[BackupName]*sectionPack), kept: m.kept, limit: m.limit,
+		sections: m.sections,
 	}
 	if err := r.open(io.NewSectionReader(m.root, 0, m.size)); err != nil {
 		return nil, errors.Join(err, r.Close())
@@ -414,19 +419,36 @@ func (m *ManifestReader) sectionPack(ctx context.Context, id PackID, kept func(P
 	if !ok {
 		return nil, m.malformed(fmt.Errorf("%w: pack %s/%08x is not in the list of packs", errMalformed, id.Backup, id.Number))
 	}
-	stored, err := m.repo.download(ctx, p.key, ObjectDigest{Size: want.Size, SHA256: want.SHA256})
+	stored, err := m.bring(ctx, p, want)
 	if err != nil {
 		return nil, err
 	}
-	p.frame, p.closer = stored.readerAt(), stored
+	p.frame = stored.readerAt()
 	head, _, err := peek(io.NewSectionReader(p.frame, 0, stored.Size()))
 	if err == nil && crypto.IsSealed(head) {
 		p.frame, _, err = m.repo.keys.Identities.OpenAt(p.frame, stored.Size())
 	}
 	if err != nil {
-		return nil, errors.Join(m.repo.malformed(err, p.key), stored.Close())
+		return nil, errors.Join(m.repo.malformed(err, p.key), p.closer.Close())
 	}
 	return p, nil
+}
+
+func (m *ManifestReader) bring(ctx context.Context, p *sectionPack, want Pack) (*spool, error) {
+	if m.sections != nil {
+		b, err := m.sections(ctx, p.id)
+		if err != nil {
+			return nil, err
+		}
+		p.closer = b
+		return b.spool, nil
+	}
+	stored, err := m.repo.download(ctx, p.key, want.Digest())
+	if err != nil {
+		return nil, err
+	}
+	p.closer = stored
+	return stored, nil
 }
 
 // end reads the last record.

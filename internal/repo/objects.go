@@ -190,6 +190,7 @@ func streamName(timeline, name string) bool {
 // PlaceInfo describes a place for reports.
 type PlaceInfo struct {
 	Name, URL string
+	ID        string // by which a host remembers it
 	Required  bool
 	Err       error // why it cannot be used
 }
@@ -198,7 +199,7 @@ type PlaceInfo struct {
 func (r *Repository) Places() []PlaceInfo {
 	all := make([]PlaceInfo, len(r.places))
 	for i, p := range r.places {
-		all[i] = PlaceInfo{Name: p.Name, URL: p.String(), Required: p.Required, Err: p.err()}
+		all[i] = PlaceInfo{Name: p.Name, URL: p.String(), ID: p.ID(), Required: p.Required, Err: p.err()}
 	}
 	return all
 }

@@ -80,6 +80,14 @@ type wholePack struct {
 }
 
 func (s source) openPack(ctx context.Context, key string, want Pack) (packBody, error) {
+	p, err := s.openWhole(ctx, key, want)
+	if err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+func (s source) openWhole(ctx context.Context, key string, want Pack) (*wholePack, error) {
 	body, info, err := s.get(ctx, key)
 	if err != nil {
 		return nil, err

@@ -113,7 +113,7 @@ func (r *Repository) readFrom(ctx context.Context, places []*place, key string, 
 		}
 	}
 	for _, f := range failures {
-		if f.place.Bucket == nil || !f.place.Bucket.Capabilities().Versions || isOutage(f.err) {
+		if r.strict || f.place.Bucket == nil || !f.place.Bucket.Capabilities().Versions || isOutage(f.err) {
 			continue
 		}
 		if errors.Is(f.err, storage.ErrNotExist) && how == probing {

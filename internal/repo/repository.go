@@ -53,6 +53,7 @@ type Options struct {
 // for concurrent use.
 type Repository struct {
 	places   []*place
+	strict   bool // no older version stands in for what a place shows
 	keys     Keys
 	codec    compress.Setting
 	pins     *Pins

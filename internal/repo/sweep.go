@@ -375,6 +375,29 @@ func (s *Sweep) holds(ctx context.Context, seg postgres.Segment, size postgres.S
 	return err == nil, err
 }
 
+// DeadClaims removes claims that ended, or were not renewed since a time.
+func (s *Sweep) DeadClaims(ctx context.Context, before time.Time) error {
+	s.begin()
+	claims, err := claimsIn(ctx, s.place, s.cluster)
+	if err != nil {
+		return err
+	}
+	for name, c := range claims {
+		if !c.newest.ModTime.Before(before) {
+			continue
+		}
+		for info, err := range s.list(ctx, s.cluster.claimPrefix()+string(name)+"/") {
+			if err != nil {
+				return err
+			}
+			if err := s.remove(ctx, info); err != nil {
+				return err
+			}
+		}
+	}
+	return s.flush(ctx)
+}
+
 // Unfinished discards what Puts of the cluster's objects that were killed before a
 // time have left.
 func (s *Sweep) Unfinished(ctx context.Context, before time.Time) error {

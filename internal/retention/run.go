@@ -179,6 +179,9 @@ func (o *Options) delete(ctx context.Context, r *repo.Repository, s *state, p *P
 	if err := grave.Decide(ctx, p.touched()); err != nil {
 		return nil, err
 	}
+	if err := p.recordHorizons(ctx, r, o.Host.Name); err != nil {
+		return nil, err
+	}
 	res, err = p.execute(ctx, r, grave)
 	if o.Request.Verb == Expire {
 		err = errors.Join(err, p.renew(ctx, r, o.Now()))
@@ -194,6 +197,22 @@ func (p *Plan) spare(announced []repo.BackupName) {
 		}
 	}
 	p.Left = slices.DeleteFunc(p.Left, func(n repo.BackupName) bool { return !slices.Contains(announced, n) })
+}
+
+// recordHorizons says what WAL will not be whole any more, before it is not.
+func (p *Plan) recordHorizons(ctx context.Context, r *repo.Repository, host string) error {
+	if p.wal == nil {
+		return nil
+	}
+	for _, seg := range p.wal.horizons(p.Decisions, p.survey.Scan, p.survey.Size) {
+		if seg.Number <= p.survey.Expired[seg.Timeline] {
+			continue
+		}
+		if err := r.StoreHorizon(ctx, p.Cluster, seg, p.survey.Size, host); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (p *Plan) execute(ctx context.Context, r *repo.Repository, grave *repo.Grave) (*Result, error) {
@@ -245,7 +264,10 @@ func (p *Plan) sweep(ctx context.Context, sw *repo.Sweep, at *Place) error {
 		return err
 	}
 	for _, name := range p.Left {
-		stale, err := sw.Stale(ctx, name, p.staleBefore)
+		stale, err := p.orphaned[name], error(nil)
+		if !stale {
+			stale, err = sw.Stale(ctx, name, p.staleBefore)
+		}
 		if err == nil && stale {
 			err = sw.Clear(ctx, name, p.needed(name))
 		}
@@ -254,7 +276,13 @@ func (p *Plan) sweep(ctx context.Context, sw *repo.Sweep, at *Place) error {
 			return err
 		}
 	}
+	if !p.Request.only() {
+		err = sw.DeadClaims(ctx, p.staleBefore)
+	}
 	at.Garbage = sw.Take()
+	if err != nil {
+		return err
+	}
 	if p.wal != nil {
 		err = sw.WAL(ctx, p.wal.timelines(), p.survey.Size, p.wal)
 		at.WAL = sw.Take()

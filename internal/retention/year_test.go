@@ -13,7 +13,7 @@ import (
 )
 
 // yearStep is how many hours lie between two backups; 1 is what a busy site does.
-var yearStep = flag.Int("year-step", 6, "hours between the backups of TestYear")
+var yearStep = flag.Int("year-step", 8, "hours between the backups of TestYear")
 
 // yearRules are a policy with every kind of rule.
 var yearRules = Rules{Window: 7 * 24 * time.Hour, Full: 2, Daily: 7, Weekly: 4, Monthly: 12, Yearly: 7, Least: 3}

@@ -83,6 +83,12 @@ func TestFields(t *testing.T) {
 		"report.DeletedRepository": reflect.TypeFor[report.DeletedRepository](),
 		"report.DeletedKind":       reflect.TypeFor[report.DeletedKind](),
 
+		"report.BackupsVerified": reflect.TypeFor[report.BackupsVerified](),
+		"report.BackupState":     reflect.TypeFor[report.BackupState](),
+		"report.BackupFinding":   reflect.TypeFor[report.BackupFinding](),
+		"report.LostBackup":      reflect.TypeFor[report.LostBackup](),
+		"report.LostMoment":      reflect.TypeFor[report.LostMoment](),
+
 		"report.Info":        reflect.TypeFor[report.Info](),
 		"report.InfoPlace":   reflect.TypeFor[report.InfoPlace](),
 		"report.InfoKind":    reflect.TypeFor[report.InfoKind](),
@@ -101,6 +107,7 @@ func TestFields(t *testing.T) {
 		"repo.Claim":        reflect.TypeFor[repo.Claim](),
 		"repo.Pack":         reflect.TypeFor[repo.Pack](),
 		"repo.Mark":         reflect.TypeFor[repo.Mark](),
+		"repo.Horizon":      reflect.TypeFor[repo.Horizon](),
 		"repo.Tomb":         reflect.TypeFor[repo.Tomb](),
 		"repo.Verification": reflect.TypeFor[repo.Verification](),
 		"config.Setting":    reflect.TypeFor[config.Setting](),
