@@ -29,10 +29,14 @@ func (c *checker) read(ctx context.Context, o repo.Object) (opened bool, format 
 		return opened, format, err
 	case repo.KindGap:
 		return c.json(ctx, o, new(repo.Dropped))
+	case repo.KindHorizon:
+		return c.json(ctx, o, new(repo.Horizon))
 	case repo.KindClaim:
 		return c.json(ctx, o, new(repo.Claim))
-	case repo.KindMark, repo.KindTomb, repo.KindAudit:
-		return c.json(ctx, o, nil)
+	case repo.KindTomb:
+		return c.json(ctx, o, new(repo.Tomb))
+	case repo.KindMark:
+		return c.mark(ctx, o)
 	case repo.KindHistory:
 		return c.framed(ctx, o, c.history)
 	case repo.KindSummary:
@@ -45,8 +49,23 @@ func (c *checker) read(ctx context.Context, o repo.Object) (opened bool, format 
 	}
 }
 
-// json reads a JSON object; known has the fields that this agent knows, nil if
-// it knows none of this kind.
+// mark reads a mark, and notes one of a kind that is not known: a reader passes
+// over it.
+func (c *checker) mark(ctx context.Context, o repo.Object) (opened bool, format int, err error) {
+	var m repo.Mark
+	opened, format, err = c.json(ctx, o, &m)
+	if err != nil || format > repo.Format {
+		return opened, format, err
+	}
+	switch m.Kind {
+	case repo.MarkKeep, repo.MarkRelease, repo.MarkNote, repo.MarkVerified:
+	default:
+		c.note(fmt.Sprintf("%s: kind %q is unknown (passed over)", o.Kind, m.Kind))
+	}
+	return opened, format, nil
+}
+
+// json reads a JSON object; known has the fields that this agent knows.
 func (c *checker) json(ctx context.Context, o repo.Object, known any) (opened bool, format int, err error) {
 	body, err := c.repo.ReadSmall(ctx, o.Key)
 	if err != nil {
@@ -59,7 +78,7 @@ func (c *checker) json(ctx context.Context, o repo.Object, known any) (opened bo
 	if err := json.Unmarshal(body, &version); err != nil {
 		return false, 0, damaged(o, fmt.Errorf("decode: %w", err))
 	}
-	if version.Format > repo.Format || known == nil {
+	if version.Format > repo.Format {
 		return true, version.Format, nil
 	}
 	if err := json.Unmarshal(body, known); err != nil {

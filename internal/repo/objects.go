@@ -29,6 +29,7 @@ const (
 	KindStream     ObjectKind = "stream"
 	KindSummary    ObjectKind = "summary"
 	KindGap        ObjectKind = "gap"
+	KindHorizon    ObjectKind = "horizon"
 	KindClaim      ObjectKind = "claim"
 	KindBackup     ObjectKind = "backup" // backup.json
 	KindPacks      ObjectKind = "packs"  // the list
@@ -36,7 +37,6 @@ const (
 	KindPack       ObjectKind = "pack"
 	KindMark       ObjectKind = "mark"
 	KindTomb       ObjectKind = "tomb"
-	KindAudit      ObjectKind = "audit"
 	// KindReserved are keys that are set aside for what is not written yet.
 	KindReserved ObjectKind = "reserved"
 	KindProbe    ObjectKind = "probe"   // of agent check; means nothing
@@ -48,7 +48,7 @@ type Object struct {
 	Key     string
 	Kind    ObjectKind
 	Cluster ClusterID  // 0 for one outside of any cluster
-	Backup  BackupName // for what lies below backup/ and claim/
+	Backup  BackupName // for what lies below backup/, claim/ and mark/
 	Pack    uint32     // for a pack
 	Size    int64      // stored bytes
 	Stored  time.Time  // by the store's clock
@@ -100,12 +100,14 @@ func DescribeKey(key string) Object {
 	return o
 }
 
-// The last components of keys below wal/, summary/, stream/ and claim/.
+// The ends of keys below wal/, stream/, horizon/, backup/, claim/ and tomb/.
 var (
 	upperHex8RE = regexp.MustCompile(`^[0-9A-F]{8}$`)
 	partialRE   = regexp.MustCompile(`^[0-9A-F]{24}\.partial\.[0-9a-f]{16}$`)
+	horizonRE   = regexp.MustCompile(`^([0-9A-F]{8})-([0-9A-F]{8})[0-9A-F]{16}\.json$`)
 	packRE      = regexp.MustCompile(`^[0-9a-f]{8}$`)
 	claimRE     = regexp.MustCompile(`^(0|[1-9][0-9]*|ended)$`)
+	tombRE      = regexp.MustCompile(`^[0-9a-f]{16}/(0|[1-9][0-9]*|decided)$`)
 )
 
 // inCluster reads a key below the cluster's prefix.
@@ -130,17 +132,18 @@ func (o *Object) inCluster(key string) {
 	case "gap":
 		_, ok := parseDropped(last)
 		o.is(KindGap, ok && len(parts) == 2)
+	case "horizon":
+		m := horizonRE.FindStringSubmatch(last)
+		o.is(KindHorizon, len(parts) == 2 && m != nil && m[1] == m[2])
 	case "claim":
 		o.is(KindClaim, len(parts) == 3 && o.named(parts[1]) && claimRE.MatchString(last))
 	case "backup":
 		o.inBackup(parts[1:])
 	case "mark":
-		o.is(KindMark, len(parts) > 1)
+		o.is(KindMark, len(parts) == 3 && o.named(parts[1]) && markNameRE.MatchString(last))
 	case "tomb":
-		o.is(KindTomb, len(parts) > 1)
-	case "audit":
-		o.is(KindAudit, len(parts) > 1)
-	case "drill", "dump":
+		o.is(KindTomb, len(parts) == 3 && tombRE.MatchString(parts[1]+"/"+last))
+	case "audit", "drill", "dump":
 		o.is(KindReserved, len(parts) > 1)
 	}
 }

@@ -13,10 +13,10 @@ import (
 )
 
 // ReadSmall reads a small object that is not compressed, such as the JSON of a
-// claim, from the first place that has it. More than 64 KiB are refused.
+// claim, from the first place that has it. More than 4 MiB are refused.
 func (r *Repository) ReadSmall(ctx context.Context, key string) (body []byte, err error) {
 	err = r.read(ctx, key, expected, func(s source) (err error) {
-		body, err = s.readAll(ctx, key, maxMarker)
+		body, err = s.readAll(ctx, key, maxTomb)
 		return err
 	})
 	return body, err

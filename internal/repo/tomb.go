@@ -129,11 +129,15 @@ func (g *Grave) alone(ctx context.Context, p *place) error {
 		if !dead {
 			dead, err = g.refuse(ctx, source{repo: g.repo, place: p}, own, t)
 		}
-		if err == nil && dead {
-			err = p.Bucket.Delete(ctx, t.keys...)
-		}
 		if err != nil {
 			return err
+		}
+		if !dead {
+			continue
+		}
+		if err := p.Bucket.Delete(ctx, t.keys...); err != nil {
+			// It says of backups that are gone, or will be, that they are.
+			g.repo.log.Warn("the announcement of an earlier delete cannot be removed", "repository", p.Name, "error", err.Error())
 		}
 	}
 	return nil
