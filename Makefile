@@ -94,6 +94,11 @@ fuzz: go-present ## Run every fuzz target for FUZZTIME (10s), RUN=pattern for so
 		go test -tags $(TAGS) -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) "$$pkg" </dev/null; \
 	done <<<"$$targets"
 
+.PHONY: fixture
+fixture: go-present ## Write a repository of a new format into testing/format/testdata
+	testing/install/postgres.sh all
+	go test -tags $(TAGS) -count=1 -run '^TestMakeFixture$$' ./testing/format -update
+
 .PHONY: soak
 soak: go-present ## Repeat the tests with servers for SOAKTIME seconds (600), until one fails
 	testing/install/postgres.sh all

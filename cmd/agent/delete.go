@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strconv"
@@ -37,8 +38,14 @@ Any backup can be deleted without hurting another: packs that others borrow stay
 until the last of these goes. Backups that are marked (agent backup-mark), locked,
 or needed by one that is being made stay. So do timeline histories, for ever.`,
 	}
+	var d deleting
+	flags := cmd.PersistentFlags()
+	flags.Uint64Var(&d.cluster, "system-identifier", 0, "the cluster, where the repository holds several (pg_controldata shows it)")
+	flags.BoolVar(&d.confirm, "confirm", false, "delete; without it nothing is")
+	flags.BoolVar(&d.asJSON, "json", false, "print an object for each cluster")
+	flags.BoolVar(&d.all, "all-clusters", false, "in all clusters of the repository")
 	cmd.AddCommand(
-		a.deleting(&cobra.Command{
+		a.deleting(&d, &cobra.Command{
 			Use:   "expire",
 			Short: "Delete what the policy does not want any more",
 			Long: `Deletes what no rule of the policy wants: keep_window, keep_full, keep_daily,
@@ -52,7 +59,7 @@ that a calendar rule or a mark alone keeps, the WAL from start to stop stays: th
 are restored to their own end.`,
 			Args: exactArgs(0, "delete expire [--confirm]"),
 		}, func([]string) (retention.Request, error) { return retention.Request{Verb: retention.Expire}, nil }),
-		a.deleting(&cobra.Command{
+		a.deleting(&d, &cobra.Command{
 			Use:   "before [FIND_FULL] NAME|TIME",
 			Short: "Delete backups that are older than one of them, or than a moment",
 			Long: `Deletes the backups that are older than NAME, or that ended before TIME (such as
@@ -60,7 +67,7 @@ are restored to their own end.`,
 goes back to the full backup with which the chain of that one began.`,
 			Args: rangeArgs(1, 2, "delete before [FIND_FULL] NAME|TIME [--confirm]"),
 		}, beforeRequest),
-		a.deleting(&cobra.Command{
+		a.deleting(&d, &cobra.Command{
 			Use:   "retain [FULL|FIND_FULL] N",
 			Short: "Delete all but the newest backups",
 			Long: `Deletes all but the N newest backups, and the WAL before the oldest of these. With
@@ -68,7 +75,7 @@ FULL, N counts full backups; with FIND_FULL it goes back to the full backup with
 chain of the oldest one began.`,
 			Args: rangeArgs(1, 2, "delete retain [FULL|FIND_FULL] N [--confirm]"),
 		}, retainRequest),
-		a.deleting(&cobra.Command{
+		a.deleting(&d, &cobra.Command{
 			Use:   "target [FIND_FULL] NAME...",
 			Short: "Delete backups by name",
 			Long: `Deletes the named backups and nothing else; what others borrow of them stays. With
@@ -78,7 +85,7 @@ expire, before, retain or garbage.
 It is also the way to give up a backup whose backup.json or list of packs is damaged.`,
 			Args: rangeArgs(1, 1000, "delete target [FIND_FULL] NAME... [--confirm]"),
 		}, targetRequest),
-		a.deleting(&cobra.Command{
+		a.deleting(&d, &cobra.Command{
 			Use:   "everything [FORCE]",
 			Short: "Delete all backups and all WAL of a cluster",
 			Long: `Deletes all backups and all WAL of a cluster, but for the timeline histories. Backups
@@ -86,7 +93,7 @@ that are marked stay, with the WAL from their start to their stop, unless FORCE 
 given.`,
 			Args: rangeArgs(0, 1, "delete everything [FORCE] [--confirm]"),
 		}, everythingRequest),
-		a.deleting(&cobra.Command{
+		a.deleting(&d, &cobra.Command{
 			Use:   "garbage",
 			Short: "Delete what belongs to no backup",
 			Long: `Deletes what nothing refers to: interrupted backups and packs that no backup borrows
@@ -99,8 +106,7 @@ before the oldest backup.`,
 }
 
 // deleting makes a way to delete.
-func (a *app) deleting(cmd *cobra.Command, request func([]string) (retention.Request, error)) *cobra.Command {
-	var d deleting
+func (a *app) deleting(d *deleting, cmd *cobra.Command, request func([]string) (retention.Request, error)) *cobra.Command {
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		q, err := request(args)
 		if err != nil {
@@ -119,14 +125,10 @@ func (a *app) deleting(cmd *cobra.Command, request func([]string) (retention.Req
 		}
 		var failed []error
 		for _, id := range ids {
-			failed = append(failed, a.deleteFrom(cmd, cfg, r, id, q, d))
+			failed = append(failed, a.deleteFrom(cmd, cfg, r, id, q, *d))
 		}
 		return errors.Join(failed...)
 	}
-	clusterFlag(cmd, &d.cluster)
-	cmd.Flags().BoolVar(&d.confirm, "confirm", false, "delete; without it nothing is")
-	cmd.Flags().BoolVar(&d.asJSON, "json", false, "print an object for each cluster")
-	cmd.Flags().BoolVar(&d.all, "all-clusters", false, "in all clusters of the repository")
 	return cmd
 }
 
@@ -279,7 +281,7 @@ print and backup-list --note selects by; --note KEY= takes it away.`,
 					return err
 				}
 			}
-			return nil
+			return a.lockKept(cmd.Context(), r, b, marks)
 		},
 	}
 	cmd.Flags().BoolVar(&keep, "keep", false, "keep it")
@@ -288,6 +290,25 @@ print and backup-list --note selects by; --note KEY= takes it away.`,
 	cmd.Flags().StringArrayVar(&notes, "note", nil, "note `KEY=VALUE`; may be given several times")
 	clusterFlag(cmd, &cluster)
 	return cmd
+}
+
+// lockKept makes the locks of a backup that is kept as long as it is, where objects
+// are locked; without an end, as long as was promised, counted from now, and agent
+// delete expire goes on with that.
+func (a *app) lockKept(ctx context.Context, r *repo.Repository, b *repo.Backup, marks []repo.Mark) error {
+	if marks[0].Kind != repo.MarkKeep {
+		return nil
+	}
+	n, err := r.ExtendLocks(ctx, b, func(i repo.Immutable) (least, until time.Time) {
+		if until := marks[0].Until; !until.IsZero() {
+			return until, until
+		}
+		return i.Renewed(time.Now())
+	})
+	if n > 0 {
+		err = errors.Join(err, fprint(a.stdout, "backup %s: locks made longer: %d objects\n", b.Name, n))
+	}
+	return errs.Wrap(err, errs.Storage, "The mark is made; run the same command again with rights to change locks (s3:PutObjectRetention and its like).", "lock what is kept")
 }
 
 func marksOf(keep, release bool, until string, notes []string, now time.Time) ([]repo.Mark, error) {

@@ -45,7 +45,7 @@ an empty mount point or a wrong path is noticed. A second init is refused.`,
 			return fprint(a.stdout, "next: archive_command = 'agent wal-push %%p', then agent backup-push\n")
 		},
 	})
-	cmd.AddCommand(a.repoInfo(), a.repoSync(), a.repoCopy())
+	cmd.AddCommand(a.repoInfo(), a.repoCheckFormat(), a.repoSync(), a.repoCopy())
 	return cmd
 }
 

@@ -68,6 +68,10 @@ func (s *Survey) needs(b *repo.Backup, reach Reach) ([]Span, error) {
 	if err != nil {
 		return nil, err
 	}
+	if s.alone(b) {
+		start := postgres.Segment{Timeline: b.Timeline, Number: b.StartLSN.Segment(s.Size)}
+		return []Span{{start, stop}}, nil
+	}
 	spans := make(map[postgres.Timeline]Span)
 	for _, way := range ways {
 		for _, l := range way {

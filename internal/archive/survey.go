@@ -33,6 +33,9 @@ type Survey struct {
 	// Histories are those that can be read, Damaged those that cannot.
 	Histories map[postgres.Timeline]postgres.History
 	Damaged   map[postgres.Timeline]error
+	// Expired says for a timeline from which segment on a delete has left all:
+	// before it there is only what single backups need, and holes are meant.
+	Expired map[postgres.Timeline]uint64
 }
 
 // Options say what Take reads.
@@ -63,6 +66,9 @@ func Take(ctx context.Context, r *repo.Repository, o Options) (*Survey, error) {
 		return s, nil
 	}
 	if s.Histories, s.Damaged, err = r.Histories(ctx, o.Cluster); err != nil {
+		return nil, err
+	}
+	if s.Expired, err = r.Horizons(ctx, o.Cluster, s.Size); err != nil {
 		return nil, err
 	}
 	if o.NoBackups {
@@ -239,6 +245,7 @@ func (s *Survey) Timelines() []postgres.Timeline {
 type Hole struct {
 	Span
 	Dropped bool // it is recorded that they were dropped
+	Expired bool // a delete has taken them, which nothing needs any more
 	Open    bool // and no backup has begun behind them
 }
 
@@ -263,9 +270,22 @@ func (s *Survey) Gaps(t postgres.Timeline) []Hole {
 	var all []Hole
 	whole := Span{postgres.Segment{Timeline: t, Number: first}, postgres.Segment{Timeline: t, Number: s.end(t, first)}}
 	for _, m := range Missing(s.Scan.Ranges, whole) {
+		if n := s.Expired[t]; m.First.Number < n {
+			gone := Hole{Span: m, Expired: true}
+			gone.Last.Number = min(m.Last.Number, n-1)
+			all = append(all, gone)
+			if m.First.Number = n; m.First.Number > m.Last.Number {
+				continue
+			}
+		}
 		all = append(all, split(m, dropped, open)...)
 	}
 	return all
+}
+
+// alone reports whether a delete has left the backup with its own WAL only.
+func (s *Survey) alone(b *repo.Backup) bool {
+	return b.StartLSN.Segment(s.Size) < s.Expired[b.Timeline]
 }
 
 // split cuts a hole where recorded rows begin and end.

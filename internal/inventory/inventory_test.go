@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sync/errgroup"
 	"pgregory.net/rapid"
 
 	"agent/internal/repo"
@@ -121,6 +122,51 @@ func (h huge) List(ctx context.Context, prefix, after string) iter.Seq2[storage.
 	}
 }
 
+// storeBackups makes backups whose lists of packs are long. Each borrows the
+// first pack of the one before.
+func storeBackups(t *testing.T, r *repo.Repository, backups, packs int) {
+	t.Helper()
+	at := time.Date(2026, 11, 20, 10, 0, 0, 0, time.UTC)
+	work := new(errgroup.Group)
+	work.SetLimit(16)
+	name := func(n int) repo.BackupName { return repo.BackupName(fmt.Sprintf("20261120T100000Z-%s", letters(n))) }
+	for n := range backups {
+		work.Go(func() error {
+			b := &repo.Backup{
+				Format: repo.Format, Name: name(n), Type: repo.TypeIncremental, Cluster: 7, Stopped: at.Add(time.Duration(n) * time.Hour), Timeline: 1,
+				SegmentSize: 16 << 20, BlockSize: 8192, StartSegment: "000000010000000000000001", StopSegment: "000000010000000000000001",
+			}
+			var list []repo.Pack
+			for i := range packs {
+				list = append(list, repo.Pack{Number: uint32(i), Kind: repo.PackData, Size: 32 << 20})
+			}
+			if n > 0 {
+				list = append(list, repo.Pack{Kind: repo.PackData, Size: 32 << 20, Lender: name(n - 1)})
+			}
+			encoded, err := r.EncodePacks(list)
+			if err == nil {
+				b.Packs, err = r.StorePacks(t.Context(), 7, b.Name, encoded)
+			}
+			if err == nil {
+				_, err = r.StoreBackup(t.Context(), b, nil)
+			}
+			return err
+		})
+	}
+	if err := work.Wait(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// letters writes a number as the end of a backup's name.
+func letters(n int) string {
+	b := []byte("aaaaaa")
+	for i := len(b) - 1; n > 0; i-- {
+		b[i], n = byte('a'+n%26), n/26
+	}
+	return string(b)
+}
+
 // TestMemory: a million objects are counted, and none is kept.
 func TestMemory(t *testing.T) {
 	base, err := fs.Open(t.Context(), t.TempDir())
@@ -138,6 +184,8 @@ func TestMemory(t *testing.T) {
 	if err := r.EnsureCluster(t.Context(), repo.Cluster{ID: 7, SegmentSize: 16 << 20}); err != nil {
 		t.Fatal(err)
 	}
+	const backups, packs = 40, 5000
+	storeBackups(t, r, backups, packs)
 	var before, after runtime.MemStats
 	runtime.GC()
 	runtime.ReadMemStats(&before)
@@ -150,11 +198,16 @@ func TestMemory(t *testing.T) {
 	if err := inv.Places[0].Err; err != nil {
 		t.Fatal(err)
 	}
-	if got := inv.Places[0].Clusters[7].Kinds["wal"]; got != (Count{objects, 1000 * objects}) || inv.Places[0].Total.Objects != objects+2 {
+	if got := inv.Places[0].Clusters[7].Kinds["wal"]; got != (Count{objects, 1000 * objects}) || inv.Places[0].Total.Objects != objects+2+2*backups {
 		t.Errorf("counted are %+v", got)
 	}
-	if grown := int64(after.HeapAlloc) - int64(before.HeapAlloc); grown > 1<<20 {
+	// A backup is a kilobyte or two, its packs a bit and a half each.
+	if grown := int64(after.HeapAlloc) - int64(before.HeapAlloc); grown > 1<<20+backups*8<<10 {
 		t.Errorf("%d bytes are kept", grown)
+	}
+	if b := inv.Clusters[0].Backups; len(b) != backups || b[1].Own != (Count{packs, packs * 32 << 20}) || b[1].Borrowed != (Count{1, 32 << 20}) ||
+		b[0].Lent != (Count{1, 32 << 20}) || inv.Clusters[0].Unread != nil {
+		t.Errorf("%d backups, the second is %+v", len(b), b[1])
 	}
 	// The heap never grows beyond what the garbage of listing makes of it.
 	if grown := after.HeapSys - min(before.HeapSys, after.HeapSys); grown > 64<<20 {

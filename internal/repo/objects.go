@@ -36,7 +36,6 @@ const (
 	KindPack       ObjectKind = "pack"
 	KindMark       ObjectKind = "mark"
 	KindTomb       ObjectKind = "tomb"
-	KindAudit      ObjectKind = "audit"
 	// KindReserved are keys that are set aside for what is not written yet.
 	KindReserved ObjectKind = "reserved"
 	KindProbe    ObjectKind = "probe"   // of agent check; means nothing
@@ -48,7 +47,7 @@ type Object struct {
 	Key     string
 	Kind    ObjectKind
 	Cluster ClusterID  // 0 for one outside of any cluster
-	Backup  BackupName // for what lies below backup/ and claim/
+	Backup  BackupName // for what lies below backup/, claim/ and mark/
 	Pack    uint32     // for a pack
 	Size    int64      // stored bytes
 	Stored  time.Time  // by the store's clock
@@ -100,12 +99,13 @@ func DescribeKey(key string) Object {
 	return o
 }
 
-// The last components of keys below wal/, summary/, stream/ and claim/.
+// The ends of keys below wal/, stream/, backup/, claim/ and tomb/.
 var (
 	upperHex8RE = regexp.MustCompile(`^[0-9A-F]{8}$`)
 	partialRE   = regexp.MustCompile(`^[0-9A-F]{24}\.partial\.[0-9a-f]{16}$`)
 	packRE      = regexp.MustCompile(`^[0-9a-f]{8}$`)
 	claimRE     = regexp.MustCompile(`^(0|[1-9][0-9]*|ended)$`)
+	tombRE      = regexp.MustCompile(`^[0-9a-f]{16}/(0|[1-9][0-9]*|decided)$`)
 )
 
 // inCluster reads a key below the cluster's prefix.
@@ -135,12 +135,10 @@ func (o *Object) inCluster(key string) {
 	case "backup":
 		o.inBackup(parts[1:])
 	case "mark":
-		o.is(KindMark, len(parts) > 1)
+		o.is(KindMark, len(parts) == 3 && o.named(parts[1]) && markNameRE.MatchString(last))
 	case "tomb":
-		o.is(KindTomb, len(parts) > 1)
-	case "audit":
-		o.is(KindAudit, len(parts) > 1)
-	case "drill", "dump":
+		o.is(KindTomb, len(parts) == 3 && tombRE.MatchString(parts[1]+"/"+last))
+	case "audit", "drill", "dump":
 		o.is(KindReserved, len(parts) > 1)
 	}
 }

@@ -31,7 +31,8 @@ func (l *renewal) begin(ctx context.Context, content any) error {
 	if err != nil {
 		return fmt.Errorf("encode %s: %w", l.what, err)
 	}
-	l.body = append(body, '\n')
+	body = append(body, '\n')
+	l.body = body
 	return l.put(ctx, 0)
 }
 

@@ -163,11 +163,11 @@ func (s *Sweep) begin() {
 }
 
 // list counts the requests of a listing.
-func (s *Sweep) list(ctx context.Context, prefix, after string) iter.Seq2[storage.Info, error] {
+func (s *Sweep) list(ctx context.Context, prefix string) iter.Seq2[storage.Info, error] {
 	return func(yield func(storage.Info, error) bool) {
 		n := 0
 		defer func() { s.swept.Requests += int64(n/sweepBatch) + 1 }()
-		for info, err := range s.place.Bucket.List(ctx, prefix, after) {
+		for info, err := range s.place.Bucket.List(ctx, prefix, "") {
 			if err != nil {
 				err = fmt.Errorf("list objects of repository %s: %w", s.place.Name, err)
 			}
@@ -219,7 +219,7 @@ func (s *Sweep) Clear(ctx context.Context, name BackupName, keep func(pack uint3
 	s.begin()
 	dir, packs, locked := s.cluster.backupDir(name), s.cluster.packPrefix(name), s.swept.Locked
 	kept := false
-	for info, err := range s.list(ctx, dir, "") {
+	for info, err := range s.list(ctx, dir) {
 		if err != nil {
 			return err
 		}
@@ -249,7 +249,7 @@ func (s *Sweep) Clear(ctx context.Context, name BackupName, keep func(pack uint3
 
 // folder removes all that lies below a prefix.
 func (s *Sweep) folder(ctx context.Context, prefix string) error {
-	for info, err := range s.list(ctx, prefix, "") {
+	for info, err := range s.list(ctx, prefix) {
 		if err != nil {
 			return err
 		}
@@ -308,7 +308,7 @@ func (s *Sweep) WAL(ctx context.Context, timelines []postgres.Timeline, size pos
 }
 
 func (s *Sweep) segments(ctx context.Context, prefix string, size postgres.SegmentSize, v WALVerdict) error {
-	for info, err := range s.list(ctx, prefix, "") {
+	for info, err := range s.list(ctx, prefix) {
 		if err != nil {
 			return err
 		}
@@ -334,7 +334,7 @@ func (s *Sweep) segments(ctx context.Context, prefix string, size postgres.Segme
 func (s *Sweep) streamed(ctx context.Context, t postgres.Timeline, size postgres.SegmentSize, v WALVerdict) error {
 	var seen postgres.Segment
 	var whole bool
-	for info, err := range s.list(ctx, s.cluster.streamPrefix(t), "") {
+	for info, err := range s.list(ctx, s.cluster.streamPrefix(t)) {
 		if err != nil {
 			return err
 		}
@@ -375,10 +375,68 @@ func (s *Sweep) holds(ctx context.Context, seg postgres.Segment, size postgres.S
 	return err == nil, err
 }
 
+// DeadClaims removes claims that ended, or were not renewed since a time.
+func (s *Sweep) DeadClaims(ctx context.Context, before time.Time) error {
+	s.begin()
+	claims, err := claimsIn(ctx, s.place, s.cluster)
+	if err != nil {
+		return err
+	}
+	for name, c := range claims {
+		if !c.newest.ModTime.Before(before) {
+			continue
+		}
+		for info, err := range s.list(ctx, s.cluster.claimPrefix()+string(name)+"/") {
+			if err != nil {
+				return err
+			}
+			if err := s.remove(ctx, info); err != nil {
+				return err
+			}
+		}
+	}
+	return s.flush(ctx)
+}
+
+// Unfinished discards what Puts of the cluster's objects that were killed before a
+// time have left.
+func (s *Sweep) Unfinished(ctx context.Context, before time.Time) error {
+	c, ok := storage.As[storage.Cleaner](s.place.Bucket)
+	if !ok {
+		return nil
+	}
+	s.swept.Requests++
+	for u, err := range c.Unfinished(ctx, s.cluster.prefix()) {
+		if errors.Is(err, storage.ErrUnsupported) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("list unfinished uploads of repository %s: %w", s.place.Name, err)
+		}
+		if !u.Since.Before(before) {
+			continue
+		}
+		s.swept.Requests++
+		if !s.Dry {
+			err = c.Discard(ctx, u)
+		}
+		if err != nil {
+			s.swept.Failed++
+			if len(s.swept.Problems) < maxProblems {
+				s.swept.Problems = append(s.swept.Problems, SyncProblem{Key: u.Key, Err: err})
+			}
+			continue
+		}
+		s.swept.Objects++
+		s.swept.Bytes += u.Size
+	}
+	return ctx.Err()
+}
+
 // Stale reports whether all that a place has of a backup which does not exist
 // there was stored before a time, by the store's clock.
 func (s *Sweep) Stale(ctx context.Context, name BackupName, before time.Time) (bool, error) {
-	for info, err := range s.list(ctx, s.cluster.backupDir(name), "") {
+	for info, err := range s.list(ctx, s.cluster.backupDir(name)) {
 		if err != nil || info.Key == s.cluster.backupKey(name) || !info.ModTime.Before(before) {
 			return false, err
 		}

@@ -109,7 +109,7 @@ func proofOf(key string) (prove proof, ok bool) {
 		return carried(true), rest != ""
 	case "stream":
 		return carried(false), rest != ""
-	case "mark", "gap", "audit", "drill", "dump":
+	case "mark", "gap", "horizon", "audit", "drill", "dump":
 		if strings.HasSuffix(rest, ".json") {
 			return proveJSON, true
 		}

@@ -19,7 +19,7 @@ import (
 // Claims and tombs are each place's own. Keys of other kinds are those of a
 // later version and are left alone.
 func foldersBefore() []string {
-	return []string{"cluster.json", "history/", "gap/", "wal/", "summary/", "stream/"}
+	return []string{"cluster.json", "history/", "gap/", "horizon/", "wal/", "summary/", "stream/"}
 }
 
 func foldersAfter() []string { return []string{"mark/", "audit/", "drill/", "dump/"} }

@@ -313,10 +313,5 @@ func (r *Repository) history(ctx context.Context, cluster ClusterID, f postgres.
 // WALHash is the SHA-256 that an archived WAL file carries of its bytes, from
 // the first place that has it. No key is needed.
 func (r *Repository) WALHash(ctx context.Context, cluster ClusterID, f postgres.WALFile) (sum [32]byte, err error) {
-	key := cluster.WALKey(f, [32]byte{})
-	err = r.read(ctx, key, expected, func(s source) (err error) {
-		sum, err = s.carriedHash(ctx, key)
-		return err
-	})
-	return sum, err
+	return r.CarriedHash(ctx, cluster.WALKey(f, [32]byte{}))
 }

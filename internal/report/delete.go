@@ -21,6 +21,7 @@ type Deleted struct {
 	Confirmed        bool                `json:"confirmed"`
 	Backups          []DeletedBackup     `json:"backups"`
 	WALStays         string              `json:"wal_stays,omitempty"`
+	Extended         int64               `json:"extended"`
 	Repositories     []DeletedRepository `json:"repositories"`
 }
 
@@ -59,7 +60,7 @@ type DeletedKind struct {
 // DeletedOf describes the result of a delete.
 func DeletedOf(res *retention.Result) Deleted {
 	d := Deleted{
-		SystemIdentifier: res.Cluster.String(), Confirmed: res.Confirmed, WALStays: res.WALStays,
+		SystemIdentifier: res.Cluster.String(), Confirmed: res.Confirmed, WALStays: res.WALStays, Extended: res.Extended,
 		Backups: []DeletedBackup{}, Repositories: []DeletedRepository{},
 	}
 	for _, b := range res.Decisions {
@@ -135,6 +136,9 @@ func DeletedTable(w io.Writer, d Deleted) error {
 		if p.Error != "" {
 			fmt.Fprintf(&b, "repository %s: %s\n", p.Repository, p.Error)
 		}
+	}
+	if d.Extended > 0 {
+		fmt.Fprintf(&b, "locks of what is kept were made longer: %s\n", objects(d.Extended))
 	}
 	if !d.Confirmed {
 		b.WriteString("nothing was deleted: this is what --confirm would do\n")

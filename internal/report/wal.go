@@ -60,6 +60,8 @@ type WALGap struct {
 	Last     string `json:"last"`
 	Segments uint64 `json:"segments"`
 	Dropped  bool   `json:"dropped"`
+	// Expired is that a delete took them, which nothing needs any more.
+	Expired bool `json:"expired"`
 	// Open is that no backup has begun behind dropped segments.
 	Open bool `json:"open"`
 }
@@ -164,7 +166,7 @@ func timelineOf(s *archive.Survey, t postgres.Timeline, serving map[int][]string
 	}
 	for _, g := range s.Gaps(t) {
 		d.Gaps = append(d.Gaps, WALGap{
-			First: g.First.Name(s.Size), Last: g.Last.Name(s.Size), Segments: g.Segments(), Dropped: g.Dropped, Open: g.Open,
+			First: g.First.Name(s.Size), Last: g.Last.Name(s.Size), Segments: g.Segments(), Dropped: g.Dropped, Expired: g.Expired, Open: g.Open,
 		})
 	}
 	return d
@@ -271,8 +273,11 @@ func (l WALTimeline) lines() [][]string {
 	}
 	for _, g := range l.Gaps {
 		state := "missing"
-		if g.Dropped {
+		switch {
+		case g.Dropped:
 			state = "dropped"
+		case g.Expired:
+			state = "expired"
 		}
 		note := "-"
 		if g.Open {

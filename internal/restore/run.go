@@ -74,6 +74,9 @@ func Run(ctx context.Context, r *repo.Repository, o Options) (*Result, error) {
 		return nil, err
 	}
 	b := x.choice.Backup
+	if err := x.reachable(ctx); err != nil {
+		return nil, err
+	}
 	stop := x.report(began)
 	defer stop()
 	packs, manifest, err := lists(ctx, r, b)
@@ -95,6 +98,21 @@ func Run(ctx context.Context, r *repo.Repository, o Options) (*Result, error) {
 	_, err = os.Stat(filepath.Join(x.dest.root, "postgresql.conf"))
 	res.ConfigGone = errors.Is(err, os.ErrNotExist)
 	return res, nil
+}
+
+// reachable refuses a recovery that would run into WAL which a delete has taken.
+func (x *run) reachable(ctx context.Context) error {
+	b := x.choice.Backup
+	if x.Target.Kind == TargetImmediate {
+		return nil
+	}
+	whole, err := x.repo.Horizons(ctx, b.Cluster, b.SegmentSize)
+	if err != nil || b.StartLSN.Segment(b.SegmentSize) >= whole[b.Timeline] {
+		return err
+	}
+	return errs.New(errs.Gap,
+		"Restore that backup as it is with --target-immediate, or choose a moment that is covered (agent wal-show, agent backup-list).",
+		"backup %s was kept for itself, and the WAL behind it was deleted (agent delete): it recovers to its own end, %s (%s), and no further", b.Name, b.StopLSN, b.Stopped.UTC().Format(time.RFC3339))
 }
 
 // lists brings the list of packs and the manifest's root, side by side: each is

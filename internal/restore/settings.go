@@ -25,8 +25,17 @@ type setting struct{ name, value string }
 // hold one from an earlier recovery.
 func (x *run) settings() error {
 	t := x.Target
+	command, timeline := x.RestoreCommand, x.choice.Timeline
+	if t.Kind == TargetImmediate {
+		// Of a backup that is kept for its own sake the WAL behind it may have been
+		// deleted. Nobody needs it, but with recovery_prefetch, since 15, the server
+		// looks ahead for it.
+		b := x.choice.Backup
+		behind := postgres.Segment{Timeline: b.Timeline, Number: b.StopLSN.LastSegment(b.SegmentSize) + 1}
+		command, timeline = command+" --end-before "+behind.Name(b.SegmentSize), b.Timeline
+	}
 	set := []setting{
-		{"restore_command", x.RestoreCommand},
+		{"restore_command", command},
 		{"recovery_target", ""},
 		{"recovery_target_time", ""},
 		{"recovery_target_lsn", ""},
@@ -36,7 +45,7 @@ func (x *run) settings() error {
 		{"recovery_target_action", "pause"},
 		// A number, since "latest" might follow a timeline that somebody
 		// starts while this server recovers.
-		{"recovery_target_timeline", timelineSetting(x.choice.Timeline)},
+		{"recovery_target_timeline", timelineSetting(timeline)},
 		// Of a standby: a recovery shall not lag behind the archive, nor clear an
 		// archive of what another standby has replayed.
 		{"recovery_min_apply_delay", "0"},

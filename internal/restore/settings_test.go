@@ -72,14 +72,17 @@ func TestSettingsOfTargets(t *testing.T) {
 		"exclusive": {Target{Kind: TargetLSN, LSN: 0x1_0000_00AB, Exclusive: true}, false, map[string]string{"recovery_target_lsn": "1/AB", "recovery_target_inclusive": "off"}},
 		"xid":       {Target{Kind: TargetXID, XID: 1<<32 - 1}, false, map[string]string{"recovery_target_xid": "4294967295"}},
 		"name":      {Target{Kind: TargetName, Name: "it's", Action: "promote"}, false, map[string]string{"recovery_target_name": "it''s", "recovery_target_action": "promote"}},
-		"immediate": {Target{Kind: TargetImmediate, Action: "shutdown"}, false, map[string]string{"recovery_target": "immediate", "recovery_target_action": "shutdown"}},
+		"immediate": {Target{Kind: TargetImmediate, Action: "shutdown"}, false, map[string]string{
+			"recovery_target": "immediate", "recovery_target_action": "shutdown",
+			"recovery_target_timeline": "1", "restore_command": "get --end-before 000000010000000000000004",
+		}},
 		"take over": {Target{}, true, map[string]string{"archive_mode": "-"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
 			x := &run{
 				Options: Options{Target: test.target, RestoreCommand: "get", TakeOver: test.take, Now: func() time.Time { return noon }},
-				choice:  Choice{Backup: &repo.Backup{Host: "other"}, Timeline: 2},
+				choice:  Choice{Backup: &repo.Backup{Host: "other", Timeline: 1, StopLSN: 0x4000000, SegmentSize: 16 << 20}, Timeline: 2},
 				dest:    newDestination(dir, 0o700, nil),
 			}
 			if err := x.settings(); err != nil {

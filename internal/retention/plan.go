@@ -23,12 +23,18 @@ type Plan struct {
 	Unread map[repo.BackupName]error
 	// Left are folders of backups that do not exist, or not any more.
 	Left []repo.BackupName
+	// Extended counts objects whose locks were made longer.
+	Extended int64
 	// WALStays says why no WAL goes; empty: some may.
 	WALStays string
 
 	// staleBefore is until when all of what is left of a backup must have been
 	// stored to be garbage.
 	staleBefore time.Time
+
+	// orphaned are folders of which packs were lent to a backup that goes: they
+	// need not be old.
+	orphaned map[repo.BackupName]bool
 
 	wal    *walPlan
 	survey *archive.Survey
@@ -80,7 +86,8 @@ func gather(ctx context.Context, r *repo.Repository, o Options) (*state, error) 
 	if s.live, err = r.ClaimsNow(ctx, o.Cluster); err != nil {
 		return nil, err
 	}
-	return s, s.reload(ctx, r, o)
+	err = s.reload(ctx, r, o)
+	return s, err
 }
 
 // reload reads what may have changed since: it comes after the claims, since one
@@ -94,8 +101,8 @@ func (s *state) reload(ctx context.Context, r *repo.Repository, o Options) (err 
 }
 
 // plan decides what goes.
-func (s *state) plan(ctx context.Context, r *repo.Repository, o Options) (*Plan, error) {
-	p := &Plan{
+func (s *state) plan(ctx context.Context, r *repo.Repository, o Options) (p *Plan, err error) {
+	p = &Plan{
 		Cluster: o.Cluster, Request: o.Request, Unread: s.held.Unread, survey: s.survey, live: s.live,
 	}
 	if err := p.unread(); err != nil {
@@ -107,11 +114,11 @@ func (s *state) plan(ctx context.Context, r *repo.Repository, o Options) (*Plan,
 		return nil, err
 	}
 	h.claimed(s.live)
-	if err := s.locks(ctx, r, h); err != nil {
+	if p.orphaned, err = s.packs(ctx, r, h); err != nil {
 		return nil, err
 	}
 	for _, name := range s.held.Without {
-		if s.live.Named[name] == "" && !o.Request.only() {
+		if s.live.Named[name] == "" && (!o.Request.only() || p.orphaned[name]) {
 			p.Left = append(p.Left, name)
 		}
 	}
@@ -171,26 +178,34 @@ func (s *state) history() *history {
 	return h
 }
 
-// locks keeps what was promised to be immutable: the lists of packs say until
-// when.
-func (s *state) locks(ctx context.Context, r *repo.Repository, h *history) error {
+// packs reads the lists of what goes: they say until when it is locked, which
+// keeps it, and from whom it has borrowed.
+func (s *state) packs(ctx context.Context, r *repo.Repository, h *history) (lenders map[repo.BackupName]bool, err error) {
 	until := make(map[repo.BackupName]time.Time)
+	of := make(map[repo.BackupName]map[repo.BackupName]bool)
 	for _, d := range h.all {
 		if d.Keep() {
 			continue
 		}
-		until[d.Name] = r.LockedSince(d.Created)
+		until[d.Name], of[d.Name] = r.LockedSince(d.Created), make(map[repo.BackupName]bool)
 		err := r.EachPack(ctx, d.Backup, func(id repo.PackID, p repo.Pack) {
+			of[d.Name][id.Backup] = true
 			if id.Backup == d.Name && p.LockedUntil.After(until[d.Name]) {
 				until[d.Name] = p.LockedUntil
 			}
 		})
 		if err != nil && errs.KindOf(err) != errs.Damaged {
-			return fmt.Errorf("read the packs of backup %s: %w", d.Name, err)
+			return nil, fmt.Errorf("read the packs of backup %s: %w", d.Name, err)
 		}
 	}
 	h.locked(until)
-	return nil
+	lenders = make(map[repo.BackupName]bool)
+	for _, d := range h.all {
+		if !d.Keep() {
+			maps.Copy(lenders, of[d.Name])
+		}
+	}
+	return lenders, nil
 }
 
 // readRefs finds out which packs of the backups that are touched others need.

@@ -179,7 +179,14 @@ func (o *Options) delete(ctx context.Context, r *repo.Repository, s *state, p *P
 	if err := grave.Decide(ctx, p.touched()); err != nil {
 		return nil, err
 	}
-	return p.execute(ctx, r, grave)
+	if err := p.recordHorizons(ctx, r, o.Host.Name); err != nil {
+		return nil, err
+	}
+	res, err = p.execute(ctx, r, grave)
+	if o.Request.Verb == Expire {
+		err = errors.Join(err, p.renew(ctx, r, o.Now()))
+	}
+	return res, err
 }
 
 // spare leaves out what was not announced: nobody could know of it.
@@ -190,6 +197,22 @@ func (p *Plan) spare(announced []repo.BackupName) {
 		}
 	}
 	p.Left = slices.DeleteFunc(p.Left, func(n repo.BackupName) bool { return !slices.Contains(announced, n) })
+}
+
+// recordHorizons says what WAL will not be whole any more, before it is not.
+func (p *Plan) recordHorizons(ctx context.Context, r *repo.Repository, host string) error {
+	if p.wal == nil {
+		return nil
+	}
+	for _, seg := range p.wal.horizons(p.Decisions, p.survey.Scan, p.survey.Size) {
+		if seg.Number <= p.survey.Expired[seg.Timeline] {
+			continue
+		}
+		if err := r.StoreHorizon(ctx, p.Cluster, seg, p.survey.Size, host); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (p *Plan) execute(ctx context.Context, r *repo.Repository, grave *repo.Grave) (*Result, error) {
@@ -241,7 +264,10 @@ func (p *Plan) sweep(ctx context.Context, sw *repo.Sweep, at *Place) error {
 		return err
 	}
 	for _, name := range p.Left {
-		stale, err := sw.Stale(ctx, name, p.staleBefore)
+		stale, err := p.orphaned[name], error(nil)
+		if !stale {
+			stale, err = sw.Stale(ctx, name, p.staleBefore)
+		}
 		if err == nil && stale {
 			err = sw.Clear(ctx, name, p.needed(name))
 		}
@@ -250,10 +276,35 @@ func (p *Plan) sweep(ctx context.Context, sw *repo.Sweep, at *Place) error {
 			return err
 		}
 	}
+	if !p.Request.only() {
+		err = sw.DeadClaims(ctx, p.staleBefore)
+	}
 	at.Garbage = sw.Take()
+	if err != nil {
+		return err
+	}
 	if p.wal != nil {
 		err = sw.WAL(ctx, p.wal.timelines(), p.survey.Size, p.wal)
 		at.WAL = sw.Take()
 	}
+	if err == nil && (p.Request.Verb == Expire || p.Request.Verb == Garbage) {
+		err = sw.Unfinished(ctx, p.staleBefore)
+		at.Unfinished = sw.Take()
+	}
 	return err
+}
+
+// renew makes the locks of backups longer that are kept beyond what was promised
+// when they were made: by a mark or a calendar rule.
+func (p *Plan) renew(ctx context.Context, r *repo.Repository, now time.Time) error {
+	var failed []error
+	for _, d := range p.Decisions {
+		if !d.Keep() || d.Continuous {
+			continue
+		}
+		n, err := r.ExtendLocks(ctx, d.Backup, func(i repo.Immutable) (least, until time.Time) { return i.Renewed(now) })
+		p.Extended += n
+		failed = append(failed, err)
+	}
+	return errors.Join(failed...)
 }

@@ -126,6 +126,30 @@ func (w *walPlan) keepsAll(s stretch, t postgres.Timeline) bool {
 	return slices.ContainsFunc(w.kept[t], func(k stretch) bool { return k.first <= s.first && s.last <= k.last })
 }
 
+// horizons are the segments from which on all WAL of a timeline stays, of those
+// timelines where a backup before it stays with its own.
+func (w *walPlan) horizons(stay []*Decision, scan *repo.WALScan, size postgres.SegmentSize) []postgres.Segment {
+	from := make(map[postgres.Timeline]uint64)
+	for _, d := range stay {
+		n := w.old[d.Timeline]
+		if w.dead[d.Timeline] {
+			for _, r := range scan.Ranges {
+				if r.First.Timeline == d.Timeline {
+					n = max(n, r.Last.Number+1)
+				}
+			}
+		}
+		if d.Keep() && !d.Continuous && d.StartLSN.Segment(size) < n {
+			from[d.Timeline] = n
+		}
+	}
+	var all []postgres.Segment
+	for _, t := range slices.Sorted(maps.Keys(from)) {
+		all = append(all, postgres.Segment{Timeline: t, Number: from[t]})
+	}
+	return all
+}
+
 // timelines are those of which something can go.
 func (w *walPlan) timelines() []postgres.Timeline {
 	all := make(map[postgres.Timeline]bool)

@@ -99,10 +99,15 @@ func TestFields(t *testing.T) {
 		"report.InfoWindow":  reflect.TypeFor[report.InfoWindow](),
 		"report.InfoBackup":  reflect.TypeFor[report.InfoBackup](),
 
+		"report.Format":        reflect.TypeFor[report.Format](),
+		"report.FormatKind":    reflect.TypeFor[report.FormatKind](),
+		"report.FormatFinding": reflect.TypeFor[report.FormatFinding](),
+
 		"repo.Cluster":      reflect.TypeFor[repo.Cluster](),
 		"repo.Claim":        reflect.TypeFor[repo.Claim](),
 		"repo.Pack":         reflect.TypeFor[repo.Pack](),
 		"repo.Mark":         reflect.TypeFor[repo.Mark](),
+		"repo.Horizon":      reflect.TypeFor[repo.Horizon](),
 		"repo.Tomb":         reflect.TypeFor[repo.Tomb](),
 		"repo.Verification": reflect.TypeFor[repo.Verification](),
 		"config.Setting":    reflect.TypeFor[config.Setting](),

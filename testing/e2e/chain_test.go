@@ -1,7 +1,6 @@
 package e2e_test
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -95,9 +94,15 @@ func TestChainWithoutItsMiddle(t *testing.T) {
 }
 
 // packs reads the list of a backup's packs.
-func (s *site) packs(t *testing.T, name string) (all []repo.Pack) {
+func (s *site) packs(t testing.TB, name string) []repo.Pack {
 	t.Helper()
-	raw := compress.NewReader(bytes.NewReader(readFile(t, filepath.Join(s.backupDir(t, name), "packs"))))
+	return packsOf(t, string(readFile(t, filepath.Join(s.backupDir(t, name), "packs"))))
+}
+
+// packsOf reads a list of packs.
+func packsOf(t testing.TB, stored string) (all []repo.Pack) {
+	t.Helper()
+	raw := compress.NewReader(strings.NewReader(stored))
 	defer raw.Close()
 	for d := json.NewDecoder(raw); ; {
 		var p repo.Pack
@@ -106,7 +111,7 @@ func (s *site) packs(t *testing.T, name string) (all []repo.Pack) {
 			return all
 		}
 		if err != nil {
-			t.Fatalf("read the list of packs of %s: %v", name, err)
+			t.Fatalf("read a list of packs: %v", err)
 		}
 		all = append(all, p)
 	}
