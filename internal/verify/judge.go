@@ -48,8 +48,10 @@ func (x *run) status(b *backup, lost map[repo.BackupName]string) string {
 	}
 	for _, f := range x.result.Findings {
 		switch {
-		case f.Kind == Unreachable && x.result.required[f.Repository] && status == StatusOK:
-			status = StatusUnknown
+		case f.Kind == Unreachable:
+			if x.about(f, b.name) && status == StatusOK {
+				status = StatusUnknown
+			}
 		case x.result.fails(f) && slices.Contains(f.Backups, b.name):
 			return StatusDamaged
 		}
@@ -142,7 +144,7 @@ func (x *run) mark(ctx context.Context) error {
 			x.doubt(n)
 		}
 	}
-	if x.Depth == Quick || x.result.NotOpened != "" {
+	if x.Depth == Quick {
 		return nil
 	}
 	for i := range x.result.Backups {
@@ -152,7 +154,7 @@ func (x *run) mark(ctx context.Context) error {
 		}
 		b := x.named(r.Name)
 		for _, p := range x.places {
-			if p.down() == nil && b.copies[p.index].there {
+			if p.down() == nil && b.copies[p.index].there && x.result.NotOpened == "" {
 				p.seen.add(b.identity(), x.Depth == Deep, x.oldest)
 			}
 		}
@@ -188,6 +190,15 @@ func (x *run) doubt(name repo.BackupName) {
 	}
 }
 
+// about reports whether something that could not be read leaves a backup in
+// doubt: one of its objects, or a required place.
+func (x *run) about(f Finding, name repo.BackupName) bool {
+	if f.Key != "" {
+		return slices.Contains(f.Backups, name)
+	}
+	return x.result.required[f.Repository]
+}
+
 // touched reports whether any finding, also one that is no failure, is about an
 // object of the backup.
 func (x *run) touched(name repo.BackupName) bool {
@@ -196,7 +207,7 @@ func (x *run) touched(name repo.BackupName) bool {
 		case BadPages, Dropped, Unfinished:
 			return false
 		case Unreachable:
-			return x.result.required[f.Repository]
+			return x.about(f, name)
 		default:
 			return f.Repaired == "" && slices.Contains(f.Backups, name)
 		}

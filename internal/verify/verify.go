@@ -133,11 +133,12 @@ type run struct {
 // place is one of the repository's.
 type place struct {
 	repo.PlaceInfo
-	index int
-	only  *repo.Repository
-	seen  *seen
-	mu    sync.Mutex
-	away  error
+	index  int
+	only   *repo.Repository
+	seen   *seen
+	mu     sync.Mutex
+	away   error
+	unread int // objects that could not be read although it answers
 }
 
 func (p *place) down() error {

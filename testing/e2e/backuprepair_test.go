@@ -245,6 +245,22 @@ func TestBackupVerifyAway(t *testing.T) {
 	p.Stop(t)
 	await(t, "the end of what pushes have started", func() bool { return p.idle(t) })
 	env := append(p.beyond(), "AGENT_STATE_DIR="+p.state)
+	t.Run("one object", func(t *testing.T) {
+		pack := filepath.Join(p.backupDir(t, b.Name), "pack/00000000")
+		harmed(t, pack, harm{do: func(body []byte) []byte { return body }})
+		if err := os.Chmod(pack, 0); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := os.Chmod(pack, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		})
+		v := verified(t, env, 5)
+		if f := v.found(p.key(t, pack)); len(v.Findings) != 1 || f.Kind != "unreachable" || !slices.Equal(f.Backups, []string{b.Name}) || v.Backups[0].Status != "unknown" || v.Objects < 6 {
+			t.Errorf("with a pack that cannot be read: %+v", v)
+		}
+	})
 	back := gone(t, p.far)
 	v := verified(t, env, 0)
 	if len(v.Findings) != 1 || v.Findings[0].Kind != "unreachable" || v.Findings[0].Repository != "far" || v.Backups[0].Status != "ok" {
