@@ -139,6 +139,9 @@ func (w *walPlan) horizons(stay []*Decision, scan *repo.WALScan, size postgres.S
 				}
 			}
 		}
+		if all := w.kept[d.Timeline]; len(all) > 0 && all[len(all)-1].last == endless {
+			n = all[len(all)-1].first
+		}
 		if d.Keep() && !d.Continuous && d.StartLSN.Segment(size) < n {
 			from[d.Timeline] = n
 		}
