@@ -39,7 +39,10 @@ func (x *run) judge(ctx context.Context) error {
 }
 
 func (x *run) status(b *backup, lost map[repo.BackupName]string) string {
-	if _, gone := lost[b.name]; gone {
+	if b.gone {
+		return StatusDeleted
+	}
+	if _, ok := lost[b.name]; ok {
 		return StatusLost
 	}
 	status := StatusOK
@@ -96,7 +99,6 @@ func (x *run) needers(ctx context.Context) error {
 // withoutDeleted drops what was found missing of backups that were deleted while
 // they were verified.
 func (x *run) withoutDeleted(ctx context.Context) error {
-	gone := make(map[repo.BackupName]bool)
 	for _, b := range x.backups {
 		if !b.selected || b.of == nil || !x.concerned(b.name) {
 			continue
@@ -116,20 +118,24 @@ func (x *run) withoutDeleted(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		gone[b.name] = !there || doomed
+		b.gone = !there || doomed
 	}
 	x.result.Findings = slices.DeleteFunc(x.result.Findings, func(f Finding) bool {
-		if f.Kind != Missing && f.Kind != Behind || len(f.Backups) == 0 {
+		if !f.absent() || len(f.Backups) == 0 {
 			return false
 		}
-		return !slices.ContainsFunc(f.Backups, func(n repo.BackupName) bool { return !gone[n] })
+		return !slices.ContainsFunc(f.Backups, func(n repo.BackupName) bool { return !x.named(n).gone })
 	})
 	return nil
 }
 
+// absent reports whether something is not there that a deletion would have
+// removed.
+func (f Finding) absent() bool { return f.Kind == Missing || f.Kind == Behind || f.Kind == Gap }
+
 func (x *run) concerned(name repo.BackupName) bool {
 	return slices.ContainsFunc(x.result.Findings, func(f Finding) bool {
-		return (f.Kind == Missing || f.Kind == Behind) && slices.Contains(f.Backups, name)
+		return f.absent() && slices.Contains(f.Backups, name)
 	})
 }
 

@@ -74,7 +74,7 @@ func (x *run) examine(ctx context.Context, o object, at []*place, first func(*re
 		return have, nil
 	}
 	if !have {
-		have = x.repo.OlderCopy(ctx, o.key, *o.want)
+		have = x.repo.OlderCopy(ctx, o.key, o.want)
 	}
 	for _, f := range bad {
 		if !x.fix(ctx, f.place, o, f.err, have || unread) {
