@@ -61,6 +61,8 @@ type Repository struct {
 	log      *slog.Logger
 	now      func() time.Time
 	version  string
+
+	workshops sync.Pool // of *workshop that are free
 }
 
 // marker is repository.json.

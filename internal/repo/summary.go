@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 
-	"agent/internal/compress"
 	"agent/internal/errs"
 	"agent/internal/postgres"
 	"agent/internal/storage"
@@ -44,19 +43,19 @@ func (r *Repository) sealSummary(encoded []byte) ([]byte, error) {
 	if len(encoded) > maxSummary {
 		return nil, fmt.Errorf("it has %d bytes, more than %d", len(encoded), maxSummary)
 	}
-	enc, err := compress.NewEncoder(r.codec)
+	w, err := r.workshop()
 	if err != nil {
-		return nil, fmt.Errorf("make encoder: %w", err)
+		return nil, err
 	}
+	defer r.workshops.Put(w)
 	var body bytes.Buffer
 	seal, err := hashedHead(&body, r.keys.Meta, sha256.Sum256(encoded))
 	if err != nil {
 		return nil, err
 	}
-	var frame []byte
-	err = EachChunk(bytes.NewReader(encoded), func(raw []byte) (err error) {
-		if frame, err = enc.AppendFrame(frame[:0], raw); err == nil {
-			_, err = seal.Write(frame)
+	err = eachChunk(w.raw, bytes.NewReader(encoded), func(raw []byte) (err error) {
+		if w.frames, err = w.enc.AppendFrame(w.frames[:0], raw); err == nil {
+			_, err = seal.Write(w.frames)
 		}
 		return err
 	})

@@ -39,10 +39,7 @@ type HashedWALCheck interface {
 // nothing is sent or kept if it fails: so files can be prepared side by side and
 // stored in their order.
 func (r *Repository) PutWAL(ctx context.Context, cluster ClusterID, f postgres.WALFile, src io.ReadSeeker, size int64, check WALCheck, turn func(context.Context) error) (existed bool, err error) {
-	b, err := r.newWALBuilder(cluster, f, check)
-	if err != nil {
-		return false, err
-	}
+	b := r.newWALBuilder(cluster, f, check)
 	body, err := b.build(src, size)
 	if err != nil {
 		return false, err
