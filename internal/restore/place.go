@@ -142,14 +142,14 @@ func (x *run) plan(p *plan, f *pending, parts []repo.FilePart) error {
 	offset, zero := int64(0), f.Size == 0
 	for _, part := range parts {
 		for _, r := range part.Runs {
-			if r.Zero {
+			if r.Zero() {
 				zero = true
 				f.sums = append(f.sums, sum{offset, r.Length, x.powers.zeros(r.Length)})
 				x.meter.written.Add(r.Length)
 				offset += r.Length
 				continue
 			}
-			offset = p.add(f, r, part.Section.Frames[r.Pack], offset)
+			offset = p.add(f, r, part.Section.PackOf(r), offset)
 		}
 	}
 	if zero && f.body == nil {
@@ -160,15 +160,15 @@ func (x *run) plan(p *plan, f *pending, parts []repo.FilePart) error {
 
 // add cuts a run at the borders of frames. The section was refused if a run
 // is not covered by them.
-func (p *plan) add(f *pending, r repo.Run, frames []repo.Frame, offset int64) int64 {
-	byOffset := p.packs[r.Pack]
+func (p *plan) add(f *pending, r repo.Run, pack *repo.PackFrames, offset int64) int64 {
+	byOffset := p.packs[pack.PackID]
 	if byOffset == nil {
 		byOffset = make(map[int64]*framePlan)
-		p.packs[r.Pack] = byOffset
+		p.packs[pack.PackID] = byOffset
 	}
 	raw, left := r.Raw, r.Length
-	for i, _ := repo.FrameAt(frames, raw); left > 0; i++ {
-		fr := frames[i]
+	for i, _ := repo.FrameAt(pack.Frames, raw); left > 0; i++ {
+		fr := pack.Frames[i]
 		plan := byOffset[fr.Offset]
 		if plan == nil {
 			plan = &framePlan{Frame: fr}
