@@ -45,7 +45,14 @@ deleted.
 All findings are told, with the backups that need the object and the moments that are
 lost. Ends with 6 if an object is damaged or missing, else with 5 if a required
 repository cannot be asked, else with 16 if there is a gap, else with 0.`,
-		Args: cobra.ArbitraryArgs,
+		Args: func(cmd *cobra.Command, args []string) error {
+			for _, arg := range args {
+				if _, err := repo.ParseBackupName(arg); err != nil && arg != "LATEST" {
+					return errs.Wrap(err, errs.Usage, seeHelp(cmd), "verify backups")
+				}
+			}
+			return nil
+		},
 		RunE: func(cmd *cobra.Command, args []string) error { return a.verifyBackups(cmd, args, f) },
 	}
 	flags := cmd.Flags()
@@ -143,20 +150,17 @@ func (f *verifyFlags) options(cmd *cobra.Command, cfg *config.Config, args []str
 	return o, err
 }
 
-// namedBackups reads names of backups.
+// namedBackups finds the backups that are named.
 func namedBackups(cmd *cobra.Command, r *repo.Repository, id repo.ClusterID, args []string) ([]repo.BackupName, error) {
 	var names []repo.BackupName
 	for _, arg := range args {
-		name, err := repo.ParseBackupName(arg)
+		name := repo.BackupName(arg)
 		if arg == "LATEST" {
-			b, lerr := findBackup(cmd, r, id, arg)
-			if lerr != nil {
-				return nil, lerr
+			b, err := findBackup(cmd, r, id, arg)
+			if err != nil {
+				return nil, err
 			}
-			name, err = b.Name, nil
-		}
-		if err != nil {
-			return nil, errs.Wrap(err, errs.Usage, "See what there is with: agent backup-list", "verify backup")
+			name = b.Name
 		}
 		if !slices.Contains(names, name) {
 			names = append(names, name)

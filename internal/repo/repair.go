@@ -139,14 +139,21 @@ func (r *Repository) KeepsVersions(place string) bool {
 }
 
 // OlderCopy reports whether an older version of a damaged or missing object in
-// any place is what was stored.
-func (r *Repository) OlderCopy(ctx context.Context, key string, want ObjectDigest) bool {
+// any place is what was stored. want is as in Repair.
+func (r *Repository) OlderCopy(ctx context.Context, key string, want *ObjectDigest) bool {
+	prove, err := r.proofFor(key, want)
+	if err != nil {
+		return false
+	}
+	if want == nil {
+		prove = opened(prove)
+	}
 	for _, p := range r.up() {
 		if !p.Bucket.Capabilities().Versions {
 			continue
 		}
 		for _, v := range r.older(ctx, p, key) {
-			t, err := (source{repo: r, place: p, version: v}).take(ctx, key, exactly(want))
+			t, err := (source{repo: r, place: p, version: v}).take(ctx, key, prove)
 			if err == nil {
 				return t.spool.Close() == nil
 			}

@@ -22,6 +22,7 @@ type backup struct {
 	of       *repo.Backup
 	selected bool
 	recent   bool // it was found good a short time ago
+	gone     bool // it was deleted meanwhile, or is being deleted
 }
 
 // copyOf is backup.json in one place.
@@ -200,7 +201,8 @@ func (x *run) constants(ctx context.Context) error {
 		}
 	}
 	for _, f := range bad {
-		x.fix(ctx, f.place, object{key: x.Cluster.ClusterKey()}, f.err, known)
+		o := object{key: x.Cluster.ClusterKey()}
+		x.fix(ctx, f.place, o, f.err, known || x.repo.OlderCopy(ctx, o.key, nil))
 	}
 	return nil
 }
@@ -210,32 +212,52 @@ func (x *run) used(p *place) bool {
 	return slices.ContainsFunc(x.backups, func(b *backup) bool { return b.copies[p.index].there })
 }
 
-// documents tells what is wrong with backup.json, and repairs it last of all: in
-// each place a backup appears after all that it needs.
-func (x *run) documents(ctx context.Context) error {
+// damagedDocuments tells of each backup.json that is damaged, and repairs it
+// before anything else: it says what there must be.
+func (x *run) damagedDocuments(ctx context.Context) error {
 	for _, b := range x.backups {
 		if !b.selected {
 			continue
 		}
 		for _, p := range x.places {
-			c := b.copies[p.index]
-			if !c.asked || c.there && c.bad == nil {
+			c := &b.copies[p.index]
+			if c.bad == nil {
 				continue
 			}
-			if !c.there {
-				doomed, err := x.doomed(ctx, b)
-				if err != nil {
-					return err
-				}
-				if doomed {
-					continue
-				}
+			o := object{key: x.Cluster.BackupKeys(b.name).JSON, backups: []repo.BackupName{b.name}}
+			if !x.fix(ctx, p, o, c.bad, b.of != nil || x.repo.OlderCopy(ctx, o.key, nil)) {
+				continue
 			}
-			err := c.bad
-			if err == nil {
-				err = missingObject(x.Cluster.BackupKeys(b.name).JSON, p)
+			of, err := p.only.LoadBackup(ctx, x.Cluster, b.name)
+			if err != nil {
+				return err
 			}
-			x.fix(ctx, p, object{key: x.Cluster.BackupKeys(b.name).JSON, backups: []repo.BackupName{b.name}, last: !c.there}, err, b.of != nil)
+			c.bad, b.of = nil, of
+		}
+	}
+	return nil
+}
+
+// missingDocuments tells of each backup.json that is missing where it must be, and
+// repairs it last of all: in each place a backup appears after all that it needs.
+func (x *run) missingDocuments(ctx context.Context) error {
+	for _, b := range x.backups {
+		if !b.selected {
+			continue
+		}
+		for _, p := range x.places {
+			if c := b.copies[p.index]; !c.asked || c.there {
+				continue
+			}
+			doomed, err := x.doomed(ctx, b)
+			if err != nil {
+				return err
+			}
+			if doomed {
+				continue
+			}
+			o := object{key: x.Cluster.BackupKeys(b.name).JSON, backups: []repo.BackupName{b.name}, last: true}
+			x.fix(ctx, p, o, missingObject(o.key, p), b.of != nil)
 		}
 	}
 	return nil

@@ -39,7 +39,10 @@ func (x *run) judge(ctx context.Context) error {
 }
 
 func (x *run) status(b *backup, lost map[repo.BackupName]string) string {
-	if _, gone := lost[b.name]; gone {
+	if b.gone {
+		return StatusDeleted
+	}
+	if _, ok := lost[b.name]; ok {
 		return StatusLost
 	}
 	status := StatusOK
@@ -48,8 +51,10 @@ func (x *run) status(b *backup, lost map[repo.BackupName]string) string {
 	}
 	for _, f := range x.result.Findings {
 		switch {
-		case f.Kind == Unreachable && x.result.required[f.Repository] && status == StatusOK:
-			status = StatusUnknown
+		case f.Kind == Unreachable:
+			if x.about(f, b.name) && status == StatusOK {
+				status = StatusUnknown
+			}
 		case x.result.fails(f) && slices.Contains(f.Backups, b.name):
 			return StatusDamaged
 		}
@@ -94,7 +99,6 @@ func (x *run) needers(ctx context.Context) error {
 // withoutDeleted drops what was found missing of backups that were deleted while
 // they were verified.
 func (x *run) withoutDeleted(ctx context.Context) error {
-	gone := make(map[repo.BackupName]bool)
 	for _, b := range x.backups {
 		if !b.selected || b.of == nil || !x.concerned(b.name) {
 			continue
@@ -114,20 +118,24 @@ func (x *run) withoutDeleted(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		gone[b.name] = !there || doomed
+		b.gone = !there || doomed
 	}
 	x.result.Findings = slices.DeleteFunc(x.result.Findings, func(f Finding) bool {
-		if f.Kind != Missing && f.Kind != Behind || len(f.Backups) == 0 {
+		if !f.absent() || len(f.Backups) == 0 {
 			return false
 		}
-		return !slices.ContainsFunc(f.Backups, func(n repo.BackupName) bool { return !gone[n] })
+		return !slices.ContainsFunc(f.Backups, func(n repo.BackupName) bool { return !x.named(n).gone })
 	})
 	return nil
 }
 
+// absent reports whether something is not there that a deletion would have
+// removed.
+func (f Finding) absent() bool { return f.Kind == Missing || f.Kind == Behind || f.Kind == Gap }
+
 func (x *run) concerned(name repo.BackupName) bool {
 	return slices.ContainsFunc(x.result.Findings, func(f Finding) bool {
-		return (f.Kind == Missing || f.Kind == Behind) && slices.Contains(f.Backups, name)
+		return f.absent() && slices.Contains(f.Backups, name)
 	})
 }
 
@@ -142,7 +150,7 @@ func (x *run) mark(ctx context.Context) error {
 			x.doubt(n)
 		}
 	}
-	if x.Depth == Quick || x.result.NotOpened != "" {
+	if x.Depth == Quick {
 		return nil
 	}
 	for i := range x.result.Backups {
@@ -152,7 +160,7 @@ func (x *run) mark(ctx context.Context) error {
 		}
 		b := x.named(r.Name)
 		for _, p := range x.places {
-			if p.down() == nil && b.copies[p.index].there {
+			if p.down() == nil && b.copies[p.index].there && x.result.NotOpened == "" {
 				p.seen.add(b.identity(), x.Depth == Deep, x.oldest)
 			}
 		}
@@ -188,6 +196,15 @@ func (x *run) doubt(name repo.BackupName) {
 	}
 }
 
+// about reports whether something that could not be read leaves a backup in
+// doubt: one of its objects, or a required place.
+func (x *run) about(f Finding, name repo.BackupName) bool {
+	if f.Key != "" {
+		return slices.Contains(f.Backups, name)
+	}
+	return x.result.required[f.Repository]
+}
+
 // touched reports whether any finding, also one that is no failure, is about an
 // object of the backup.
 func (x *run) touched(name repo.BackupName) bool {
@@ -196,7 +213,7 @@ func (x *run) touched(name repo.BackupName) bool {
 		case BadPages, Dropped, Unfinished:
 			return false
 		case Unreachable:
-			return x.result.required[f.Repository]
+			return x.about(f, name)
 		default:
 			return f.Repaired == "" && slices.Contains(f.Backups, name)
 		}

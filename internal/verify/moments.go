@@ -42,11 +42,11 @@ func (x *run) moments(lost map[repo.BackupName]string) error {
 	known := !slices.ContainsFunc(now.Scan.Places, func(p repo.WALHeld) bool { return p.Err != nil })
 	var all, good []*repo.Backup
 	for _, b := range x.backups {
-		if b.of == nil {
+		if b.of == nil || b.gone {
 			continue
 		}
 		all = append(all, b.of)
-		if known && lost[b.name] == "" {
+		if known && b.selected && lost[b.name] == "" {
 			lacks, err := now.Lacks(b.of)
 			if err != nil {
 				return err
@@ -63,7 +63,7 @@ func (x *run) moments(lost map[repo.BackupName]string) error {
 	if err := x.tellLost(lost, instead); err != nil || !known {
 		return err
 	}
-	missing, err := x.missing(all)
+	missing, err := x.missing()
 	if err != nil {
 		return err
 	}
@@ -82,7 +82,7 @@ func (x *run) moments(lost map[repo.BackupName]string) error {
 }
 
 // missing are the segments that were looked for and that no place has.
-func (x *run) missing(all []*repo.Backup) ([]archive.Span, error) {
+func (x *run) missing() ([]archive.Span, error) {
 	var missing []archive.Span
 	if x.ToLatest {
 		for _, t := range x.survey.Timelines() {
@@ -91,8 +91,11 @@ func (x *run) missing(all []*repo.Backup) ([]archive.Span, error) {
 			}
 		}
 	}
-	for _, b := range all {
-		lacks, err := x.survey.Lacks(b)
+	for _, b := range x.backups {
+		if !b.selected || b.of == nil {
+			continue
+		}
+		lacks, err := x.survey.Lacks(b.of)
 		if err != nil {
 			return nil, err
 		}
@@ -104,7 +107,7 @@ func (x *run) missing(all []*repo.Backup) ([]archive.Span, error) {
 func (x *run) tellLost(lost map[repo.BackupName]string, instead func(*repo.Backup) (repo.BackupName, error)) error {
 	for _, b := range x.backups {
 		why, ok := lost[b.name]
-		if !ok {
+		if !ok || b.gone {
 			continue
 		}
 		l := Lost{Backup: b.name, Why: why}

@@ -33,6 +33,7 @@ type failure struct {
 func (x *run) examine(ctx context.Context, o object, at []*place, first func(*repo.Repository) error) (have bool, err error) {
 	stored := func(only *repo.Repository) error { return only.ReadStored(ctx, o.key, *o.want) }
 	var bad []failure
+	unread := false
 	look := func(p *place) error {
 		read := stored
 		if first != nil {
@@ -60,7 +61,10 @@ func (x *run) examine(ctx context.Context, o object, at []*place, first func(*re
 		case fatal(ctx, err):
 			return have, err
 		case repo.IsOutage(err):
-			x.lose(p, err)
+			if err := x.unread(ctx, p, o, err); err != nil {
+				return have, err
+			}
+			unread = true
 		default:
 			p.seen.forget(o.identity())
 			bad = append(bad, failure{p, err})
@@ -70,10 +74,10 @@ func (x *run) examine(ctx context.Context, o object, at []*place, first func(*re
 		return have, nil
 	}
 	if !have {
-		have = x.repo.OlderCopy(ctx, o.key, *o.want)
+		have = x.repo.OlderCopy(ctx, o.key, o.want)
 	}
 	for _, f := range bad {
-		if !x.fix(ctx, f.place, o, f.err, have) {
+		if !x.fix(ctx, f.place, o, f.err, have || unread) {
 			continue
 		}
 		if err := look(f.place); err != nil && fatal(ctx, err) {
@@ -81,6 +85,31 @@ func (x *run) examine(ctx context.Context, o object, at []*place, first func(*re
 		}
 	}
 	return have, nil
+}
+
+// maxUnread is how many objects of a place that answers may be unreadable, with
+// all the time that each took, before it counts as away.
+const maxUnread = 16
+
+// unread tells of an object that could not be read: a bad block of a disk, an
+// archive tier. If the place does not answer at all it is left alone from now on.
+func (x *run) unread(ctx context.Context, p *place, o object, err error) error {
+	if !x.answers(ctx, p) {
+		x.lose(p, err)
+		return context.Cause(ctx)
+	}
+	x.add(Finding{Kind: Unreachable, Repository: p.Name, Key: o.key, Text: line(err), Backups: o.backups, pack: o.pack})
+	return nil
+}
+
+// answers reports whether a place can be asked for other objects.
+func (x *run) answers(ctx context.Context, p *place) bool {
+	p.mu.Lock()
+	p.unread++
+	many := p.unread > maxUnread
+	p.mu.Unlock()
+	_, err := p.only.ReadMarker(ctx)
+	return err == nil && !many
 }
 
 // fix tells that a place's copy is bad, and repairs it if that is wanted. have

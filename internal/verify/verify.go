@@ -88,8 +88,8 @@ type Result struct {
 type Backup struct {
 	Name repo.BackupName
 	// Status is "ok", "damaged" (something is wrong, and it can be restored all the
-	// same), "lost", "unknown" (a repository could not be asked), or "recent" (it
-	// was found good a short time ago).
+	// same), "lost", "unknown" (a repository could not be asked), "recent" (it was
+	// found good a short time ago), or "deleted" (meanwhile, or it is being deleted).
 	Status string
 	// Marked says that it was noted in the repository.
 	Marked bool
@@ -102,6 +102,7 @@ const (
 	StatusLost    = "lost"
 	StatusUnknown = "unknown"
 	StatusRecent  = "recent"
+	StatusDeleted = "deleted"
 )
 
 // run is one verification.
@@ -133,11 +134,12 @@ type run struct {
 // place is one of the repository's.
 type place struct {
 	repo.PlaceInfo
-	index int
-	only  *repo.Repository
-	seen  *seen
-	mu    sync.Mutex
-	away  error
+	index  int
+	only   *repo.Repository
+	seen   *seen
+	mu     sync.Mutex
+	away   error
+	unread int // objects that could not be read although it answers
 }
 
 func (p *place) down() error {
@@ -168,7 +170,7 @@ func Run(ctx context.Context, r *repo.Repository, o Options) (_ *Result, err err
 	if o.Progress != nil {
 		defer x.report()()
 	}
-	steps := []func(context.Context) error{x.catalogue, x.lists, x.data, x.wal, x.documents, x.judge, x.mark}
+	steps := []func(context.Context) error{x.catalogue, x.damagedDocuments, x.lists, x.data, x.wal, x.missingDocuments, x.judge, x.mark}
 	for _, step := range steps {
 		if err := step(ctx); err != nil {
 			return nil, err

@@ -129,7 +129,7 @@ func (x *run) walFinding(ctx context.Context, f archive.Finding) error {
 		if found.Backups, err = x.survey.Needing(x.survey.Backups, *span, x.reach); err != nil {
 			return err
 		}
-		found.Everywhere = x.everywhere(f, *span)
+		found.Everywhere = x.everywhere(ctx, f, *span)
 		if f.Missing != nil {
 			found.First, found.Last, found.Segments = span.First.Name(x.survey.Size), span.Last.Name(x.survey.Size), span.Segments()
 		}
@@ -148,7 +148,7 @@ func (x *run) walFinding(ctx context.Context, f archive.Finding) error {
 
 // everywhere reports whether no place has some of the segments, or a good copy of
 // the one that is damaged.
-func (x *run) everywhere(f archive.Finding, span archive.Span) bool {
+func (x *run) everywhere(ctx context.Context, f archive.Finding, span archive.Span) bool {
 	for _, p := range x.survey.Scan.Places {
 		if p.Err != nil {
 			return false // it is not known
@@ -157,7 +157,10 @@ func (x *run) everywhere(f archive.Finding, span archive.Span) bool {
 			return false
 		}
 	}
-	return f.Key != "" || len(archive.Missing(x.survey.Scan.Ranges, span)) > 0
+	if f.Key != "" {
+		return !x.repo.OlderCopy(ctx, f.Key, nil)
+	}
+	return len(archive.Missing(x.survey.Scan.Ranges, span)) > 0
 }
 
 func holds(p repo.WALHeld, span archive.Span) bool { return len(archive.Missing(p.Ranges, span)) == 0 }

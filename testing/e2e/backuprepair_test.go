@@ -199,14 +199,19 @@ func TestBackupVerifyS3(t *testing.T) {
 	}
 	n := 0
 	for _, o := range list.Contents {
-		if !strings.Contains(*o.Key, "/backup/"+b.Name+"/") || strings.HasSuffix(*o.Key, "/backup.json") {
+		own := strings.Contains(*o.Key, "/wal/") && strings.HasSuffix(*o.Key, b.StartWAL)
+		if !own && !strings.Contains(*o.Key, "/backup/"+b.Name+"/") {
 			continue
 		}
 		n++
 		for _, remove := range []bool{true, false} {
+			if remove && strings.HasSuffix(*o.Key, "/backup.json") {
+				continue // no backup any more
+			}
 			spoil(t, client, bucket, *o.Key, remove)
-			v := verified(t, s.elsewhere(), 6, "--deep")
-			if len(v.Findings) != 1 || v.Findings[0].Everywhere || len(v.Lost) != 0 || !strings.HasSuffix(*o.Key, v.Findings[0].Key) {
+			if own && remove {
+				verified(t, s.elsewhere(), 16, "--deep")
+			} else if v := verified(t, s.elsewhere(), 6, "--deep"); len(v.Findings) != 1 || v.Findings[0].Everywhere || len(v.Lost) != 0 || !strings.HasSuffix(*o.Key, v.Findings[0].Key) {
 				t.Errorf("%s: %+v", *o.Key, v)
 			}
 			if v := verified(t, s.elsewhere(), 0, "--deep", "--repair"); v.Repaired != 1 || !strings.Contains(v.Findings[0].Repaired, "version") {
@@ -217,7 +222,7 @@ func TestBackupVerifyS3(t *testing.T) {
 			}
 		}
 	}
-	if n < 3 {
+	if n < 5 {
 		t.Errorf("%d objects were tried", n)
 	}
 }
@@ -245,6 +250,22 @@ func TestBackupVerifyAway(t *testing.T) {
 	p.Stop(t)
 	await(t, "the end of what pushes have started", func() bool { return p.idle(t) })
 	env := append(p.beyond(), "AGENT_STATE_DIR="+p.state)
+	t.Run("one object", func(t *testing.T) {
+		pack := filepath.Join(p.backupDir(t, b.Name), "pack/00000000")
+		harmed(t, pack, harm{do: func(body []byte) []byte { return body }})
+		if err := os.Chmod(pack, 0); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := os.Chmod(pack, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		})
+		v := verified(t, env, 5)
+		if f := v.found(p.key(t, pack)); len(v.Findings) != 1 || f.Kind != "unreachable" || !slices.Equal(f.Backups, []string{b.Name}) || v.Backups[0].Status != "unknown" || v.Objects < 6 {
+			t.Errorf("with a pack that cannot be read: %+v", v)
+		}
+	})
 	back := gone(t, p.far)
 	v := verified(t, env, 0)
 	if len(v.Findings) != 1 || v.Findings[0].Kind != "unreachable" || v.Findings[0].Repository != "far" || v.Backups[0].Status != "ok" {
