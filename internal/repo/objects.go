@@ -217,10 +217,12 @@ func (r *Repository) Only(name string) (*Repository, error) {
 	if i < 0 {
 		return nil, fmt.Errorf("there is no repository %q", name)
 	}
-	only := *r
-	only.places = []*place{{Place: r.places[i].Place}}
-	only.places[0].Required = true
-	return &only, r.places[i].err()
+	p := &place{Place: r.places[i].Place}
+	p.Required = true
+	return &Repository{
+		places: []*place{p}, strict: r.strict, keys: r.keys, codec: r.codec, pins: r.pins, debts: r.debts, spoolDir: r.spoolDir,
+		log: r.log, now: r.now, version: r.version,
+	}, r.places[i].err()
 }
 
 // ReadMarker reads repository.json, of the first place if there are several.
