@@ -229,10 +229,14 @@ func (x *run) damagedDocuments(ctx context.Context) error {
 				continue
 			}
 			of, err := p.only.LoadBackup(ctx, x.Cluster, b.name)
-			if err != nil {
+			switch {
+			case err == nil:
+				c.bad, b.of = nil, of
+			case fatal(ctx, err):
 				return err
+			case repo.IsOutage(err):
+				x.lose(p, err)
 			}
-			c.bad, b.of = nil, of
 		}
 	}
 	return nil

@@ -61,8 +61,11 @@ func (x *run) pack(ctx context.Context, id repo.PackID, at []*place) error {
 			return err
 		}
 		found := c.collect()
-		err = only.ReadOpened(ctx, x.Cluster, id.Backup, p.Pack, func(opened io.Reader) { wrong = c.check(opened) })
+		var odd error
+		err = only.ReadOpened(ctx, x.Cluster, id.Backup, p.Pack, func(opened io.Reader) { odd = c.check(opened) })
 		if err == nil {
+			// What is odd about a copy that is damaged says nothing.
+			wrong = odd
 			x.bad.add(id.Backup, *found, x.plans.named)
 		}
 		return err
@@ -166,44 +169,41 @@ func (x *run) sizes(ctx context.Context, ids []repo.PackID) error {
 		for n < len(ids) && ids[n].Backup == ids[0].Backup {
 			n++
 		}
-		for _, p := range x.up() {
-			if err := x.sizesAt(ctx, p, ids[:n]); err != nil {
-				return err
-			}
+		if err := x.sizesOf(ctx, ids[:n]); err != nil {
+			return err
 		}
 		ids = ids[n:]
 	}
 	return nil
 }
 
-// sizesAt does it for the packs of one backup in one place.
-func (x *run) sizesAt(ctx context.Context, p *place, ids []repo.PackID) error {
-	sizes, err := p.only.PackSizes(ctx, x.Cluster, ids[0].Backup)
-	if err != nil {
-		if fatal(ctx, err) {
-			return err
+// sizesOf does it for the packs of one backup.
+func (x *run) sizesOf(ctx context.Context, ids []repo.PackID) error {
+	held := make([]map[string]int64, len(x.places))
+	for _, p := range x.up() {
+		sizes, err := p.only.PackSizes(ctx, x.Cluster, ids[0].Backup)
+		if err != nil {
+			if fatal(ctx, err) {
+				return err
+			}
+			x.lose(p, err)
+			continue
 		}
-		x.lose(p, err)
-		return nil
+		held[p.index] = sizes
 	}
 	for _, id := range ids {
 		want := x.packs[id]
-		if !want.at.has(p) {
-			continue
-		}
 		key, digest := x.Cluster.PackKey(id), want.Digest()
-		size, there := sizes[key]
-		var err error
-		switch {
-		case !there:
-			err = missingObject(key, p)
-		case size != want.Size:
-			err = errs.New(errs.Damaged, "", "object %s of %s has %d bytes instead of %d", key, p.URL, size, want.Size)
-		default:
-			continue
+		have := slices.ContainsFunc(held, func(sizes map[string]int64) bool { return sizes[key] == want.Size })
+		for _, p := range x.up() {
+			if size, there := held[p.index][key]; want.at.has(p) && size != want.Size {
+				err := missingObject(key, p)
+				if there {
+					err = errs.New(errs.Damaged, "", "object %s of %s has %d bytes instead of %d", key, p.URL, size, want.Size)
+				}
+				x.fix(ctx, p, object{key: key, want: &digest, pack: &id}, err, have || x.repo.OlderCopy(ctx, key, &digest))
+			}
 		}
-		// Whether another place has a good copy shows when that is read.
-		x.fix(ctx, p, object{key: key, want: &digest, pack: &id}, err, len(x.places) > 1)
 	}
 	return nil
 }

@@ -3,6 +3,7 @@ package verify
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"agent/internal/errs"
 	"agent/internal/repo"
@@ -74,7 +75,7 @@ func (x *run) examine(ctx context.Context, o object, at []*place, first func(*re
 		return have, nil
 	}
 	if !have {
-		have = x.repo.OlderCopy(ctx, o.key, o.want)
+		have = x.elsewhere(ctx, o, at) || x.repo.OlderCopy(ctx, o.key, o.want)
 	}
 	for _, f := range bad {
 		if !x.fix(ctx, f.place, o, f.err, have || unread) {
@@ -85,6 +86,18 @@ func (x *run) examine(ctx context.Context, o object, at []*place, first func(*re
 		}
 	}
 	return have, nil
+}
+
+// elsewhere reports whether a place has a good copy in which the object need not
+// be: of a pack, say, whose backup has not arrived there.
+func (x *run) elsewhere(ctx context.Context, o object, at []*place) bool {
+	for _, p := range x.up() {
+		if !slices.Contains(at, p) && p.only.ReadStored(ctx, o.key, *o.want) == nil {
+			x.read(o.want.Size)
+			return true
+		}
+	}
+	return false
 }
 
 // maxUnread is how many objects of a place that answers may be unreadable, with

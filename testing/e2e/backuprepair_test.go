@@ -35,6 +35,37 @@ func TestBackupRepair(t *testing.T) {
 				t.Fatalf("of two whole repositories is said: %+v", v)
 			}
 			p.repairEach(t, env, b)
+			t.Run("a backup that has not arrived", func(t *testing.T) {
+				pack := filepath.Join(p.backupDir(t, b.Name), "pack/00000000")
+				harmed(t, filepath.Join(p.far, p.relative(t, b.Name), "backup.json"), harms()[0])
+				harmed(t, pack, harms()[1])
+				for _, args := range [][]string{{}, {"--deep"}} {
+					v := verified(t, env, 6, args...)
+					if f := v.found(p.key(t, pack)); f.Kind != "damaged" || f.Everywhere || len(v.Lost) != 0 {
+						t.Errorf("%q: what far has of it does not count: %+v", args, v)
+					}
+				}
+				if f := verified(t, env, 0, "--repair").found(p.key(t, pack)); f.Repaired != "far" {
+					t.Errorf("it is not repaired: %+v", f)
+				}
+			})
+			t.Run("quick", func(t *testing.T) {
+				pack := filepath.Join(p.backupDir(t, b.Name), "pack/00000000")
+				other := filepath.Join(p.far, p.key(t, pack))
+				harmed(t, pack, harms()[2])
+				if f := verified(t, env, 6, "--quick").found(p.key(t, pack)); f.Kind != "damaged" || f.Everywhere {
+					t.Errorf("%+v", f)
+				}
+				t.Run("both", func(t *testing.T) {
+					harmed(t, other, harms()[0])
+					if v := verified(t, env, 6, "--quick"); !v.found(p.key(t, pack)).Everywhere || !slices.Equal(v.lost(), []string{b.Name}) {
+						t.Errorf("%+v", v)
+					}
+				})
+				if f := verified(t, env, 0, "--quick", "--repair").found(p.key(t, pack)); f.Repaired != "far" {
+					t.Errorf("%+v", f)
+				}
+			})
 			for _, root := range []string{p.repo, p.far} {
 				if now := copies(t, root); !sameObjects(want, now) {
 					t.Errorf("%s does not hold what it held", root)

@@ -165,7 +165,7 @@ func (k *kept) verifyHarmed(t *testing.T, path string, h harm) {
 			if missing {
 				want = "missing"
 			}
-			if f.Kind != want || !f.Everywhere || !slices.Equal(f.Backups, []string{k.Name}) || !slices.Equal(v.lost(), []string{k.Name}) {
+			if len(v.Findings) != 1 || f.Kind != want || !f.Everywhere || !slices.Equal(f.Backups, []string{k.Name}) || !slices.Equal(v.lost(), []string{k.Name}) {
 				t.Errorf("%s, %q: %+v", who, args, v)
 			}
 			if strings.HasSuffix(key, "/backup.json") {
