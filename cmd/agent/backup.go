@@ -210,7 +210,7 @@ func (a *app) backupList() *cobra.Command {
 			var backups []report.Backup
 			var failures []error
 			for _, id := range ids {
-				of, err := r.Backups(cmd.Context(), id)
+				of, err := r.BackupsToRead(cmd.Context(), id)
 				marks, merr := r.MarksSeen(cmd.Context(), id)
 				failures = append(failures, err, merr)
 				report.Sort(of)

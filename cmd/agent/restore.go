@@ -282,7 +282,7 @@ func latest(cmd *cobra.Command, r *repo.Repository, id repo.ClusterID) (restore.
 	if err != nil {
 		return restore.Choice{}, err
 	}
-	backups, err := r.Backups(cmd.Context(), id)
+	backups, err := r.BackupsToRead(cmd.Context(), id)
 	if err != nil {
 		return restore.Choice{}, err
 	}

@@ -134,10 +134,16 @@ func (b *run) lenders() []repo.BackupName {
 	return slices.Sorted(maps.Keys(names))
 }
 
-// spareDoomed gives up what a delete has announced to take away. It comes after the
-// claim: a delete that is announced later finds that.
+// spareDoomed gives up what a delete has announced to take away, or has taken since
+// the parent was chosen. It comes after the claim: a delete that is announced later
+// finds that.
 func (b *run) spareDoomed(ctx context.Context) error {
 	doomed, _, err := b.repo.Doomed(ctx, b.cluster(), b.lenders())
+	if err == nil && doomed == "" && b.base != nil {
+		if _, err = b.repo.LoadBackup(ctx, b.cluster(), b.base.Name); errs.KindOf(err) == errs.NotFound {
+			doomed, err = b.base.Name, nil
+		}
+	}
 	if err != nil || doomed == "" {
 		return err
 	}

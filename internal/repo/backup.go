@@ -214,8 +214,15 @@ func (r *Repository) ready(ctx context.Context, p *place, b *Backup, borrowed []
 	return err
 }
 
-// LoadBackup reads one backup.json. A backup that does not exist is NotFound.
+// LoadBackup reads one backup.json. A backup that does not exist is NotFound, also
+// where a bucket has older versions of what was deleted.
 func (r *Repository) LoadBackup(ctx context.Context, cluster ClusterID, name BackupName) (*Backup, error) {
+	return r.loadBackup(ctx, cluster, name, probing)
+}
+
+// LoadHiddenBackup is LoadBackup for who wants to read a backup as long as that is
+// possible at all: one that was deleted, too, where older versions are kept.
+func (r *Repository) LoadHiddenBackup(ctx context.Context, cluster ClusterID, name BackupName) (*Backup, error) {
 	return r.loadBackup(ctx, cluster, name, expected)
 }
 
@@ -279,15 +286,33 @@ const loads = 16
 // are left out. Those that can be read are returned also when the error says
 // that some are damaged.
 func (r *Repository) Backups(ctx context.Context, cluster ClusterID) ([]*Backup, error) {
-	held, err := r.loadBackups(ctx, cluster, r.anywhere)
+	held, err := r.loadBackups(ctx, cluster, r.anywhere, probing)
 	if err != nil {
 		return nil, err
 	}
-	var failed []error
-	for _, name := range slices.Sorted(maps.Keys(held.Unread)) {
-		failed = append(failed, held.Unread[name])
+	return held.read()
+}
+
+// BackupsToRead is Backups for who restores. If there is none at all, but their
+// folders, somebody has emptied a bucket: then it finds those of which it keeps
+// older versions.
+func (r *Repository) BackupsToRead(ctx context.Context, cluster ClusterID) ([]*Backup, error) {
+	held, err := r.loadBackups(ctx, cluster, r.anywhere, probing)
+	if err == nil && len(held.Backups)+len(held.Unread) == 0 && len(held.Without) > 0 {
+		held, err = r.loadBackups(ctx, cluster, r.anywhere, expected)
 	}
-	return held.Backups, errors.Join(failed...)
+	if err != nil {
+		return nil, err
+	}
+	return held.read()
+}
+
+func (h *HeldBackups) read() ([]*Backup, error) {
+	var failed []error
+	for _, name := range slices.Sorted(maps.Keys(h.Unread)) {
+		failed = append(failed, h.Unread[name])
+	}
+	return h.Backups, errors.Join(failed...)
 }
 
 // HeldBackups are the folders of backups in a cluster.
@@ -300,10 +325,10 @@ type HeldBackups struct {
 // HeldBackups is Backups for who removes some: all required places have to
 // answer, and it says what else there is.
 func (r *Repository) HeldBackups(ctx context.Context, cluster ClusterID) (*HeldBackups, error) {
-	return r.loadBackups(ctx, cluster, r.surely)
+	return r.loadBackups(ctx, cluster, r.surely, probing)
 }
 
-func (r *Repository) loadBackups(ctx context.Context, cluster ClusterID, ask func(func(*place) error) error) (*HeldBackups, error) {
+func (r *Repository) loadBackups(ctx context.Context, cluster ClusterID, ask func(func(*place) error) error, how reading) (*HeldBackups, error) {
 	names, err := backupNames(ctx, cluster, ask)
 	if err != nil {
 		return nil, err
@@ -315,7 +340,7 @@ func (r *Repository) loadBackups(ctx context.Context, cluster ClusterID, ask fun
 		g.Go(func() error {
 			// One that a delete has hidden behind a marker, while others borrow
 			// its packs, does not exist.
-			b, err := r.loadBackup(gctx, cluster, name, probing)
+			b, err := r.loadBackup(gctx, cluster, name, how)
 			switch errs.KindOf(err) {
 			case errs.NotFound:
 				return nil

@@ -136,13 +136,13 @@ func lists(ctx context.Context, r *repo.Repository, b *repo.Backup) (packs map[r
 // backups are all there are, or the one that is named.
 func (x *run) backups(ctx context.Context) ([]*repo.Backup, error) {
 	if x.Name == "" || x.Name == "LATEST" {
-		return x.repo.Backups(ctx, x.Cluster)
+		return x.repo.BackupsToRead(ctx, x.Cluster)
 	}
 	name, err := repo.ParseBackupName(x.Name)
 	if err != nil {
 		return nil, errs.Wrap(err, errs.Usage, "See what there is with: agent backup-list", "choose the backup")
 	}
-	b, err := x.repo.LoadBackup(ctx, x.Cluster, name)
+	b, err := x.repo.LoadHiddenBackup(ctx, x.Cluster, name)
 	if err != nil {
 		return nil, err
 	}

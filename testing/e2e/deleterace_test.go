@@ -224,6 +224,41 @@ func TestBackupBesideDelete(t *testing.T) {
 	}
 }
 
+// TestBackupMissesDelete lets a whole delete happen after a backup has chosen its
+// parent, and before it says so.
+func TestBackupMissesDelete(t *testing.T) {
+	t.Parallel()
+	c := newCloudy(t, stores.S3Bucket{})
+	first := c.take(t)
+	held := read(t, c.Server)
+	for _, named := range []bool{false, true} {
+		var args []string
+		if named {
+			args = []string{"--parent", first.Name}
+		}
+		reached, open := c.gate.hold(func(r *http.Request) bool {
+			return r.Method == http.MethodPut && strings.Contains(r.URL.Path, "/claim/")
+		})
+		p := harness.StartAgent(t, c.env(), append([]string{"backup-push", "--json"}, args...)...)
+		awaitHeld(t, p, reached)
+		must(t, harness.Agent(t, c.beside("other"), "delete", "target", first.Name, "--confirm"))
+		open()
+		if named {
+			hinted(t, p.Wait(), 8, first.Name)
+			continue
+		}
+		b := parse[incremental](t, must(t, p.Wait()).Stdout)
+		if b.Type != "full" {
+			t.Errorf("it is %q of %q, which is gone", b.Type, b.Parent)
+		}
+		needed(t, c.all(t, "repo"), c.backups(t))
+		c.held[b.Name] = held
+		c.switchWAL(t)
+		c.whole(t, b.Name)
+		first = c.take(t, "--full")
+	}
+}
+
 // bury writes a tomb by hand, as that of another host.
 func (s *site) bury(t *testing.T, key string, stored time.Time, backups ...string) {
 	t.Helper()

@@ -75,12 +75,17 @@ func TestDeleteVersioned(t *testing.T) {
 	}
 	for _, b := range []incremental{first, last} {
 		hinted(t, c.agent(t, "backup-show", b.Name), 7, b.Name)
-		hinted(t, c.restore(t, fresh(t), b.Name), 7, b.Name)
+		hinted(t, c.agent(t, "backup-mark", b.Name, "--keep"), 7, b.Name)
+		hinted(t, c.agent(t, "backup-push", "--parent", b.Name), 7, b.Name)
 		hinted(t, c.deletes(t, "target", b.Name), 7, b.Name)
 	}
 	all := c.all(t, "repo")
 	if diff := slices.Compare(remains(all), needed(t, all, names(second))); diff != 0 {
 		t.Errorf("there are %q", remains(all))
+	}
+	// As long as its versions are there, it is restored by its name.
+	if r := must(t, c.restore(t, fresh(t), last.Name)); !strings.Contains(r.Stderr, "another copy was read") {
+		t.Errorf("it is not told that it was deleted:\n%s", r.Stderr)
 	}
 	next := c.take(t)
 	if next.Parent != second.Name {
