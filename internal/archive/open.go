@@ -28,9 +28,9 @@ func open(dropped []repo.DroppedRange, backups []*repo.Backup) []repo.DroppedRan
 }
 
 // Open are the recorded rows of dropped segments behind which no backup has
-// begun yet: what has happened since then cannot be recovered. It costs one
-// listing of each place, and the backups are only read if there is such a
-// record.
+// begun yet, and that no other host has archived: what has happened since then
+// cannot be recovered. It costs one listing of each place, and the backups are only
+// read if there is such a record.
 func Open(ctx context.Context, r *repo.Repository, cluster repo.ClusterID) ([]repo.DroppedRange, error) {
 	dropped, err := r.DroppedWAL(ctx, cluster)
 	if err != nil || len(dropped) == 0 {
@@ -40,7 +40,35 @@ func Open(ctx context.Context, r *repo.Repository, cluster repo.ClusterID) ([]re
 	if errs.KindOf(err) == errs.Damaged || errs.KindOf(err) == errs.Config {
 		err = nil // those that cannot be read do not help either
 	}
-	return open(dropped, backups), err
+	left := open(dropped, backups)
+	if err != nil || len(left) == 0 {
+		return left, err
+	}
+	return lost(ctx, r, cluster, left)
+}
+
+// lost are those of the dropped rows of which something is missing: another host
+// may have archived the same segments.
+func lost(ctx context.Context, r *repo.Repository, cluster repo.ClusterID, dropped []repo.DroppedRange) ([]repo.DroppedRange, error) {
+	size, err := segmentSize(ctx, r, cluster)
+	if err != nil {
+		return nil, err
+	}
+	var all []repo.DroppedRange
+	for _, d := range dropped {
+		first, err := postgres.ParseSegment(d.First, size)
+		last, lerr := postgres.ParseSegment(d.Last, size)
+		missing := d.First
+		if err == nil && lerr == nil {
+			if missing, err = r.MissingWAL(ctx, cluster, first, last, size); err != nil {
+				return nil, err
+			}
+		}
+		if missing != "" {
+			all = append(all, d)
+		}
+	}
+	return all, nil
 }
 
 // Open are those of the survey.
@@ -50,7 +78,7 @@ func (s *Survey) Open() []Span {
 	}
 	var all []Span
 	for _, d := range open(s.Scan.Dropped(), s.Backups) {
-		if sp, ok := s.spanOf(d); ok {
+		if sp, ok := s.spanOf(d); ok && len(Missing(s.Scan.Ranges, sp)) > 0 {
 			all = append(all, sp)
 		}
 	}

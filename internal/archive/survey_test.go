@@ -189,6 +189,40 @@ func TestVerifyPlaces(t *testing.T) {
 	}
 }
 
+// TestOpen looks at a repository for dropped rows that are lost.
+func TestOpen(t *testing.T) {
+	s := newStored(t, repo.Keys{})
+	const size = 16 << 20
+	row := func(first, last uint64) {
+		t.Helper()
+		d := repo.Dropped{Cluster: testCluster, SegmentSize: size, Host: "a"}
+		if err := s.StoreDropped(t.Context(), d, postgres.Segment{Timeline: 1, Number: first}, postgres.Segment{Timeline: 1, Number: last}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	look := func() string {
+		t.Helper()
+		open, err := Open(t.Context(), s.Repository, testCluster)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fmt.Sprint(len(open))
+	}
+	row(3, 4)
+	row(8, 8)
+	if got := look(); got != "2" {
+		t.Errorf("open are %s", got)
+	}
+	s.put(testCluster, "000000010000000000000003", []byte("x"))
+	if got := look(); got != "2" {
+		t.Errorf("with one of two archived, open are %s", got)
+	}
+	s.put(testCluster, "000000010000000000000004", []byte("x"))
+	if got := look(); got != "1" {
+		t.Errorf("with both archived, open are %s", got)
+	}
+}
+
 func TestGaps(t *testing.T) {
 	s := surveyed(t, "1:3-5", "1:9-9", "2:6-6")
 	s.Histories[2] = history(t, 2, "1\t0/C000100\tx")
@@ -213,6 +247,15 @@ func TestGaps(t *testing.T) {
 	}
 	if got := show(s.Open()); got != "3:1-2" {
 		t.Errorf("open are %s", got)
+	}
+	// Another host has archived one of them, and then the other, too.
+	for _, c := range []struct{ ranges, open string }{{"3:1-1", "3:1-2"}, {"3:1-2", ""}} {
+		other := surveyed(t, c.ranges)
+		other.Scan.Places[0].Dropped = s.Scan.Places[0].Dropped
+		other.Backups = s.Backups
+		if got := show(other.Open()); got != c.open {
+			t.Errorf("with %s open are %q", c.ranges, got)
+		}
 	}
 	if s.NoBackups = true; s.Open() != nil {
 		t.Error("without backups nothing is known to be open")

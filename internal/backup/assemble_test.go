@@ -19,33 +19,65 @@ type origin struct {
 	zero bool
 }
 
-func origins(runs []repo.Run) []origin {
+func origins(part repo.FilePart) []origin {
 	var all []origin
-	for _, r := range runs {
+	for _, r := range part.Runs {
 		for i := range r.Length {
-			if r.Zero {
+			if r.Zero() {
 				all = append(all, origin{zero: true})
 			} else {
-				all = append(all, origin{pack: r.Pack, raw: r.Raw + i})
+				all = append(all, origin{pack: part.Section.PackOf(r).PackID, raw: r.Raw + i})
 			}
 		}
 	}
 	return all
 }
 
-// drawRuns draws runs of some length in a pack of a backup.
-func drawRuns(rt *rapid.T, name repo.BackupName, length int64, label string) []repo.Run {
-	var runs []repo.Run
-	for at := int64(0); at < length; {
-		r := repo.Run{Length: min(rapid.Int64Range(1, 8).Draw(rt, label), length-at), Zero: rapid.Bool().Draw(rt, "zero")}
-		if !r.Zero {
-			r.Pack = repo.PackID{Backup: name, Number: uint32(rapid.IntRange(0, 2).Draw(rt, "pack"))}
-			r.Raw = rapid.Int64Range(0, 100).Draw(rt, "raw")
+// read are the origins of what was read.
+func read(runs []placed) []origin {
+	var all []origin
+	for _, r := range runs {
+		for i := range r.length {
+			if r.zero {
+				all = append(all, origin{zero: true})
+			} else {
+				all = append(all, origin{pack: repo.PackID{Backup: name, Number: r.pack}, raw: r.raw + i})
+			}
+		}
+	}
+	return all
+}
+
+// drawRuns draws runs in three packs, at a place in a file of some length.
+func drawRuns(rt *rapid.T, offset, length int64, label string) []placed {
+	var runs []placed
+	for end := offset + length; offset < end; {
+		r := placed{offset: offset, length: min(rapid.Int64Range(1, 8).Draw(rt, label), end-offset), zero: rapid.Bool().Draw(rt, "zero")}
+		if !r.zero {
+			r.pack = uint32(rapid.IntRange(0, 2).Draw(rt, "pack"))
+			r.raw = rapid.Int64Range(0, 100).Draw(rt, "raw")
 		}
 		runs = append(runs, r)
-		at += r.Length
+		offset += r.length
 	}
 	return runs
+}
+
+// lentPart is a part that an earlier backup has.
+func lentPart(runs []placed) repo.FilePart {
+	section := new(repo.Section)
+	for n := range 3 {
+		section.Packs = append(section.Packs, repo.PackFrames{PackID: repo.PackID{Backup: earlier, Number: uint32(2 - n)}})
+	}
+	part := repo.FilePart{Section: section}
+	for _, r := range runs {
+		one := repo.Run{Length: r.length}
+		if !r.zero {
+			one.Raw, one.Pack = r.raw, int32(3-r.pack)
+		}
+		part.Runs = append(part.Runs, one)
+	}
+	return part
 }
 
 // Whatever an earlier backup has and whatever was read, each byte of the file
@@ -56,10 +88,9 @@ func TestAssemble(t *testing.T) {
 		var before []origin
 		old := &former{}
 		for range rapid.IntRange(0, 4).Draw(rt, "parts") {
-			runs := drawRuns(rt, earlier, rapid.Int64Range(1, 30).Draw(rt, "length"), "old run")
-			section := &repo.Section{Frames: map[repo.PackID][]repo.Frame{}}
-			old.parts = append(old.parts, repo.FilePart{Part: repo.Part{Runs: runs}, Section: section})
-			before = append(before, origins(runs)...)
+			part := lentPart(drawRuns(rt, 0, rapid.Int64Range(1, 30).Draw(rt, "length"), "old run"))
+			old.parts = append(old.parts, part)
+			before = append(before, origins(part)...)
 		}
 		old.Size = int64(len(before))
 		f := &fileState{former: old, source: source{class: postgres.FileClass{Relation: true}}}
@@ -76,24 +107,27 @@ func TestAssemble(t *testing.T) {
 				break
 			}
 			length := rapid.Int64Range(1, f.Size-at).Draw(rt, "read")
-			runs := drawRuns(rt, name, length, "new run")
-			copy(want[at:], origins(runs))
+			runs := drawRuns(rt, at, length, "new run")
+			copy(want[at:], read(runs))
 			for _, r := range runs {
-				out.runs = append(out.runs, placed{at, r})
-				at += r.Length
+				if !r.zero {
+					out.frames = append(out.frames, repo.FrameRef{Pack: r.pack})
+				}
 			}
+			out.runs = append(out.runs, runs...)
+			at += length
 		}
-		read := int64(0)
+		taken := int64(0)
 		for _, r := range out.runs {
-			read += r.Length
-			f.plan.Stretches = append(f.plan.Stretches, delta.Stretch{Offset: r.offset, Length: r.Length})
+			taken += r.length
+			f.plan.Stretches = append(f.plan.Stretches, delta.Stretch{Offset: r.offset, Length: r.length})
 		}
 		f.results = []stretchResult{out}
 		parts, inherited := f.assemble(name)
 		var got []origin
 		for i, p := range parts {
 			begin := int64(len(got))
-			got = append(got, origins(p.Runs)...)
+			got = append(got, origins(p)...)
 			if p.Index == -1 {
 				continue
 			}
@@ -101,13 +135,13 @@ func TestAssemble(t *testing.T) {
 				rt.Fatalf("part %d is not the earlier one", i)
 			}
 			for _, r := range out.runs {
-				if r.offset < int64(len(got)) && r.offset+r.Length > begin {
+				if r.offset < int64(len(got)) && r.offset+r.length > begin {
 					rt.Fatalf("part %d stayed although it was read", i)
 				}
 			}
 		}
-		if int64(len(got)) != f.Size || inherited != f.Size-read {
-			rt.Fatalf("%d bytes, %d inherited, of %d with %d read", len(got), inherited, f.Size, read)
+		if int64(len(got)) != f.Size || inherited != f.Size-taken {
+			rt.Fatalf("%d bytes, %d inherited, of %d with %d read", len(got), inherited, f.Size, taken)
 		}
 		for i := range got {
 			if got[i] != want[i] {

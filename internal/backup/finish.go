@@ -91,7 +91,7 @@ func (b *run) finals(ctx context.Context, data *repo.Writer, manifest *repo.Mani
 			ModTime: b.backup.Stopped, Size: int64(len(body)), Final: true,
 		}
 		var runs []repo.Run
-		frames := make(map[repo.PackID][]repo.Frame)
+		var packs []repo.PackFrames
 		for len(body) > 0 {
 			raw := body[:min(len(body), compress.MaxFrame)]
 			body = body[len(raw):]
@@ -104,10 +104,14 @@ func (b *run) finals(ctx context.Context, data *repo.Writer, manifest *repo.Mani
 				return err
 			}
 			id := repo.PackID{Backup: b.backup.Name, Number: ref.Pack}
-			runs = append(runs, repo.Run{Length: int64(len(raw)), Pack: id, Raw: ref.RawOffset})
-			frames[id] = append(frames[id], ref.Frame())
+			if n := len(packs); n == 0 || packs[n-1].PackID != id {
+				packs = append(packs, repo.PackFrames{PackID: id})
+			}
+			last := &packs[len(packs)-1]
+			last.Frames = append(last.Frames, ref.Frame())
+			runs = append(runs, repo.Run{Length: int64(len(raw)), Pack: int32(len(packs)), Raw: ref.RawOffset})
 		}
-		return manifest.Add(ctx, e, []repo.FilePart{{Part: repo.Part{Runs: runs}, Section: &repo.Section{Frames: frames}, Index: -1}})
+		return manifest.Add(ctx, e, []repo.FilePart{{Part: repo.Part{Runs: runs}, Section: &repo.Section{Packs: packs}, Index: -1}})
 	}
 	if err := add("backup_label", stopped.Label); err != nil {
 		return err

@@ -162,14 +162,15 @@ func (r *result) content(t testing.TB) (entries []repo.Entry, files map[string][
 		body := make([]byte, 0, e.Size)
 		for _, p := range parts {
 			for _, run := range p.Runs {
-				if run.Zero {
+				if run.Zero() {
 					body = append(body, make([]byte, run.Length)...)
 					continue
 				}
-				if raw[run.Pack] == nil {
-					raw[run.Pack] = openPack(t, r, packs[run.Pack])
+				id := p.Section.PackOf(run).PackID
+				if raw[id] == nil {
+					raw[id] = openPack(t, r, packs[id])
 				}
-				body = append(body, raw[run.Pack][run.Raw:run.Raw+run.Length]...)
+				body = append(body, raw[id][run.Raw:run.Raw+run.Length]...)
 			}
 		}
 		files[e.Path] = body

@@ -192,7 +192,7 @@ func (p *pipeline) work(ctx context.Context) error {
 		return fmt.Errorf("make encoder: %w", err)
 	}
 	w := &worker{
-		name: p.opts.name, packs: p.packs, enc: enc, pages: p.opts.pages, limit: p.limit,
+		packs: p.packs, enc: enc, pages: p.opts.pages, limit: p.limit,
 		meter: p.opts.meter, raw: make([]byte, 0, compress.MaxFrame), scan: make([]byte, 0, compress.MaxFrame), block: p.opts.block,
 	}
 	for {

@@ -67,11 +67,13 @@ type stretchResult struct {
 	same   bool     // the file is as the earlier backup has it
 }
 
-// placed is a run at its place in the file. What lies between runs is as the
-// earlier backup has it.
+// placed is a run at its place in the file, in a pack of this backup, or zeros.
+// What lies between runs is as the earlier backup has it.
 type placed struct {
-	offset int64
-	repo.Run
+	offset, length int64
+	zero           bool
+	pack           uint32
+	raw            int64 // in the pack
 }
 
 type fileNow struct {
@@ -88,7 +90,6 @@ type unit struct {
 // worker reads units into frames. It owns its buffers and is used by one
 // goroutine.
 type worker struct {
-	name   repo.BackupName
 	packs  *repo.Writer
 	enc    *compress.Encoder
 	pages  *pageChecker
@@ -368,7 +369,7 @@ func feedZeros(sum hash.Hash, n int64) {
 // zeros says that a range is zeros.
 func (r *stretchResult) zeros(offset, length int64) {
 	if length > 0 {
-		r.runs = append(r.runs, placed{offset, repo.Run{Length: length, Zero: true}})
+		r.runs = append(r.runs, placed{offset: offset, length: length, zero: true})
 	}
 }
 
@@ -379,7 +380,7 @@ func (w *worker) take(out *stretchResult, offset int64, at, n int) {
 	}
 	w.raw = w.raw[:at+n]
 	w.pieces = append(w.pieces, piece{result: out, run: len(out.runs), offset: int64(at)})
-	out.runs = append(out.runs, placed{offset, repo.Run{Length: int64(n)}})
+	out.runs = append(out.runs, placed{offset: offset, length: int64(n)})
 }
 
 // align makes the next file begin at a whole block of the frame, so that runs
@@ -419,8 +420,7 @@ func (w *worker) flush(ctx context.Context) error {
 	w.meter.stored.Add(int64(len(w.frame)))
 	for _, p := range w.pieces {
 		run := &p.result.runs[p.run]
-		run.Pack = repo.PackID{Backup: w.name, Number: ref.Pack}
-		run.Raw = ref.RawOffset + p.offset
+		run.pack, run.raw = ref.Pack, ref.RawOffset+p.offset
 		if n := len(p.result.frames); n == 0 || p.result.frames[n-1] != ref {
 			p.result.frames = append(p.result.frames, ref)
 		}

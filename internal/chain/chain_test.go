@@ -124,7 +124,12 @@ func (c content) add(e repo.Entry, parts []repo.FilePart) error {
 	var runs []string
 	for _, p := range parts {
 		for _, r := range p.Runs {
-			runs = append(runs, r.String())
+			if r.Zero() {
+				runs = append(runs, r.String())
+				continue
+			}
+			// Not by the index in the section, which another section may have, too.
+			runs = append(runs, fmt.Sprintf("%d bytes at %d of %v", r.Length, r.Raw, p.Section.PackOf(r).PackID))
 		}
 	}
 	c[e.Path] = strings.Join(runs, ", ")
@@ -164,8 +169,8 @@ func (s *site) tryBackup(n int) (_ *repo.Backup, all content, err error) {
 	}
 	id := repo.PackID{Backup: b.Name, Number: ref.Pack}
 	own := []repo.FilePart{{
-		Part:    repo.Part{Runs: []repo.Run{{Length: block, Pack: id}}},
-		Section: &repo.Section{Frames: map[repo.PackID][]repo.Frame{id: {ref.Frame()}}}, Index: -1,
+		Part:    repo.Part{Runs: []repo.Run{{Length: block, Pack: 1}}},
+		Section: &repo.Section{Packs: []repo.PackFrames{{PackID: id, Frames: []repo.Frame{ref.Frame()}}}}, Index: -1,
 	}}
 	all = make(content)
 	add := func(e repo.Entry, parts []repo.FilePart) error {

@@ -252,12 +252,12 @@ func (c *run) copyAll(ctx context.Context, reader *repo.ManifestReader, data *re
 		if !ended && b.pieces < batchPieces {
 			continue
 		}
-		table, err := c.move(ctx, b, data)
+		packs, err := c.move(ctx, b, data)
 		if err != nil {
 			return err
 		}
 		for _, f := range b.files {
-			if err := manifest.Add(ctx, f.Entry, f.parts(c.backup.Name, table)); err != nil {
+			if err := manifest.Add(ctx, f.Entry, f.parts(packs)); err != nil {
 				return err
 			}
 		}

@@ -56,11 +56,11 @@ func (b *batch) add(e repo.Entry, parts []repo.FilePart) {
 	f := &file{Entry: e}
 	for _, part := range parts {
 		for _, r := range part.Runs {
-			if r.Zero {
+			if r.Zero() {
 				f.pieces = append(f.pieces, &piece{length: r.Length, zero: true})
 				continue
 			}
-			b.run(f, r, part.Section.Frames[r.Pack])
+			b.run(f, r, part.Section.PackOf(r))
 		}
 	}
 	b.files = append(b.files, f)
@@ -69,15 +69,15 @@ func (b *batch) add(e repo.Entry, parts []repo.FilePart) {
 
 // run cuts a run at the borders of frames. A section whose runs are not covered
 // by them was refused.
-func (b *batch) run(f *file, r repo.Run, frames []repo.Frame) {
-	byOffset := b.packs[r.Pack]
+func (b *batch) run(f *file, r repo.Run, pack *repo.PackFrames) {
+	byOffset := b.packs[pack.PackID]
 	if byOffset == nil {
 		byOffset = make(map[int64]*frame)
-		b.packs[r.Pack] = byOffset
+		b.packs[pack.PackID] = byOffset
 	}
 	raw, left := r.Raw, r.Length
-	for i, _ := repo.FrameAt(frames, raw); left > 0; i++ {
-		one := frames[i]
+	for i, _ := repo.FrameAt(pack.Frames, raw); left > 0; i++ {
+		one := pack.Frames[i]
 		of := byOffset[one.Offset]
 		if of == nil {
 			of = &frame{Frame: one}
@@ -103,13 +103,15 @@ func (f *frame) live() bool {
 	return end == f.RawLen
 }
 
-// parts are the file's in the new backup; table has the new frames.
-func (f *file) parts(name repo.BackupName, table map[repo.PackID][]repo.Frame) []repo.FilePart {
+// parts are the file's in the new backup; packs are the new ones, with their
+// frames, by number.
+func (f *file) parts(packs []repo.PackFrames) []repo.FilePart {
 	var runs []repo.Run
 	for _, p := range f.pieces {
-		r := repo.Run{Length: p.length, Zero: p.zero}
+		r := repo.Run{Length: p.length}
 		if !p.zero {
-			r.Pack, r.Raw = repo.PackID{Backup: name, Number: p.pack}, p.raw
+			at, _ := slices.BinarySearchFunc(packs, p.pack, byNumber)
+			r.Pack, r.Raw = int32(at)+1, p.raw
 		}
 		if n := len(runs); n > 0 && goesOn(runs[n-1], r) {
 			runs[n-1].Length += r.Length
@@ -120,16 +122,17 @@ func (f *file) parts(name repo.BackupName, table map[repo.PackID][]repo.Frame) [
 	if len(runs) == 0 {
 		return nil
 	}
-	return []repo.FilePart{{Part: repo.Part{Runs: runs}, Section: &repo.Section{Frames: table}, Index: -1}}
+	return []repo.FilePart{{Part: repo.Part{Runs: runs}, Section: &repo.Section{Packs: packs}, Index: -1}}
 }
 
 func goesOn(a, b repo.Run) bool {
-	return a.Zero && b.Zero || !a.Zero && !b.Zero && a.Pack == b.Pack && a.Raw+a.Length == b.Raw
+	return a.Pack == b.Pack && (a.Zero() || a.Raw+a.Length == b.Raw)
 }
 
-// move brings what a batch needs into new packs, and returns the tables of their
-// frames.
-func (c *run) move(ctx context.Context, b *batch, data *repo.Writer) (map[repo.PackID][]repo.Frame, error) {
+func byNumber(p repo.PackFrames, number uint32) int { return cmp.Compare(p.Number, number) }
+
+// move brings what a batch needs into new packs, and returns them by number.
+func (c *run) move(ctx context.Context, b *batch, data *repo.Writer) ([]repo.PackFrames, error) {
 	ids := make([]repo.PackID, 0, len(b.packs))
 	for id := range b.packs {
 		ids = append(ids, id)
@@ -137,7 +140,7 @@ func (c *run) move(ctx context.Context, b *batch, data *repo.Writer) (map[repo.P
 	slices.SortFunc(ids, func(a, b repo.PackID) int {
 		return cmp.Or(cmp.Compare(a.Backup, b.Backup), cmp.Compare(a.Number, b.Number))
 	})
-	out := &moved{name: c.backup.Name, frames: make(map[repo.PackID][]repo.Frame)}
+	out := &moved{name: c.backup.Name}
 	queue := make(chan repo.PackID, len(ids))
 	for _, id := range ids {
 		queue <- id
@@ -164,24 +167,27 @@ func (c *run) move(ctx context.Context, b *batch, data *repo.Writer) (map[repo.P
 	if err := g.Wait(); err != nil {
 		return nil, err
 	}
-	for _, frames := range out.frames {
-		slices.SortFunc(frames, func(a, b repo.Frame) int { return cmp.Compare(a.RawOffset, b.RawOffset) })
+	for _, p := range out.packs {
+		slices.SortFunc(p.Frames, func(a, b repo.Frame) int { return cmp.Compare(a.RawOffset, b.RawOffset) })
 	}
-	return out.frames, nil
+	return out.packs, nil
 }
 
 // moved are the new frames of a batch.
 type moved struct {
-	name   repo.BackupName
-	mu     sync.Mutex
-	frames map[repo.PackID][]repo.Frame
+	name  repo.BackupName
+	mu    sync.Mutex
+	packs []repo.PackFrames // by number
 }
 
 func (m *moved) add(ref repo.FrameRef) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	id := repo.PackID{Backup: m.name, Number: ref.Pack}
-	m.frames[id] = append(m.frames[id], ref.Frame())
+	at, found := slices.BinarySearchFunc(m.packs, ref.Pack, byNumber)
+	if !found {
+		m.packs = slices.Insert(m.packs, at, repo.PackFrames{PackID: repo.PackID{Backup: m.name, Number: ref.Pack}})
+	}
+	m.packs[at].Frames = append(m.packs[at].Frames, ref.Frame())
 }
 
 // worker moves the frames of one pack after the other.

@@ -35,12 +35,12 @@ func TestLive(t *testing.T) {
 // follow each other.
 func TestBatch(t *testing.T) {
 	pack := repo.PackID{Backup: "20261120T101530Z-k3v7qa", Number: 4}
-	frames := map[repo.PackID][]repo.Frame{pack: {{Offset: 0, Length: 5, RawOffset: 0, RawLen: 100}, {Offset: 5, Length: 5, RawOffset: 100, RawLen: 100}}}
-	section := &repo.Section{Frames: frames}
+	frames := []repo.Frame{{Offset: 0, Length: 5, RawOffset: 0, RawLen: 100}, {Offset: 5, Length: 5, RawOffset: 100, RawLen: 100}}
+	section := &repo.Section{Packs: []repo.PackFrames{{PackID: pack, Frames: frames}}}
 	b := newBatch()
 	b.add(repo.Entry{Kind: repo.EntryFile, Path: "f", Size: 200}, []repo.FilePart{
-		{Part: repo.Part{Runs: []repo.Run{{Length: 10, Pack: pack, Raw: 20}, {Length: 30, Zero: true}}}, Section: section},
-		{Part: repo.Part{Runs: []repo.Run{{Length: 20, Zero: true}, {Length: 120, Pack: pack, Raw: 30}, {Length: 20, Pack: pack, Raw: 180}}}, Section: section},
+		{Part: repo.Part{Runs: []repo.Run{{Length: 10, Pack: 1, Raw: 20}, {Length: 30}}}, Section: section},
+		{Part: repo.Part{Runs: []repo.Run{{Length: 20}, {Length: 120, Pack: 1, Raw: 30}, {Length: 20, Pack: 1, Raw: 180}}}, Section: section},
 	})
 	var lengths []int64
 	for _, p := range b.files[0].pieces {
@@ -64,14 +64,14 @@ func TestBatch(t *testing.T) {
 		at += p.length
 	}
 	name := repo.BackupName("20261121T101530Z-aaaaaa")
-	parts := b.files[0].parts(name, frames)
-	to := repo.PackID{Backup: name, Number: 9}
-	want := []repo.Run{{Length: 10, Pack: to, Raw: 1000}, {Length: 50, Zero: true}, {Length: 120, Pack: to, Raw: 1010}, {Length: 20, Pack: to, Raw: 1137}}
+	made := []repo.PackFrames{{PackID: repo.PackID{Backup: name, Number: 3}}, {PackID: repo.PackID{Backup: name, Number: 9}}}
+	parts := b.files[0].parts(made)
+	want := []repo.Run{{Length: 10, Pack: 2, Raw: 1000}, {Length: 50}, {Length: 120, Pack: 2, Raw: 1010}, {Length: 20, Pack: 2, Raw: 1137}}
 	if len(parts) != 1 || parts[0].Index != -1 || !slices.Equal(parts[0].Runs, want) {
 		t.Fatalf("the parts are %+v", parts)
 	}
 	b.add(repo.Entry{Kind: repo.EntryFile, Path: "g"}, nil)
-	if parts := b.files[1].parts(name, frames); parts != nil {
+	if parts := b.files[1].parts(made); parts != nil {
 		t.Fatalf("an empty file has parts: %+v", parts)
 	}
 }

@@ -29,6 +29,8 @@ func (c *checker) read(ctx context.Context, o repo.Object) (opened bool, format 
 		return opened, format, err
 	case repo.KindGap:
 		return c.json(ctx, o, new(repo.Dropped))
+	case repo.KindHorizon:
+		return c.json(ctx, o, new(repo.Horizon))
 	case repo.KindClaim:
 		return c.json(ctx, o, new(repo.Claim))
 	case repo.KindTomb:

@@ -104,12 +104,12 @@ func (f *frames) section(s *repo.Section) error {
 		}
 	}
 	var extents []repo.Extent
-	for in, table := range s.Frames {
+	for _, pack := range s.Packs {
 		extents = extents[:0]
-		for _, r := range table {
+		for _, r := range pack.Frames {
 			extents = append(extents, repo.Extent{Offset: r.Offset, Length: r.Length})
 		}
-		if err := f.use(in, extents); err != nil {
+		if err := f.use(pack.PackID, extents); err != nil {
 			return err
 		}
 	}

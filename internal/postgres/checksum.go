@@ -35,46 +35,39 @@ func PageChecksum(page []byte, block uint32) uint16 {
 	if len(page) < checksumRow || len(page)%checksumRow != 0 {
 		return 0
 	}
-	seeds := checksumSeeds()
+	columns := checksumSeeds()
+	// pd_checksum, the low half of the third word, counts as zero: what is
+	// mixed in twice is not there.
+	columns[checksumAt/4] ^= uint32(binary.LittleEndian.Uint16(page[checksumAt:]))
+	foldRows(page, &columns)
 	var sum uint32
-	for column := 0; column < checksumColumns; column += 8 {
-		sum ^= checksumStripe(page, 4*column, (*[8]uint32)(seeds[column:]))
+	for _, s := range columns {
+		sum ^= checksumMix(checksumMix(s, 0), 0)
 	}
 	return uint16((sum^block)%65535 + 1)
 }
 
-// checksumStripe runs eight neighbouring columns over all rows and mixes them
-// together. Eight columns are as many as stay in registers and are independent
-// enough to hide the latency of the multiplication; the page is in the first
-// level cache, so that four passes over it cost nothing.
-func checksumStripe(page []byte, at int, seeds *[8]uint32) uint32 {
-	s0, s1, s2, s3, s4, s5, s6, s7 := seeds[0], seeds[1], seeds[2], seeds[3], seeds[4], seeds[5], seeds[6], seeds[7]
-	var ignore uint32
-	if at == 0 {
-		// pd_checksum is the low half of the third word and counts as zero.
-		ignore = uint32(binary.LittleEndian.Uint16(page[checksumAt:]))
-	}
-	for rest := page[at:]; len(rest) >= 32; {
-		r := (*[32]byte)(rest)
-		s0 = checksumMix(s0, binary.LittleEndian.Uint32(r[0:]))
-		s1 = checksumMix(s1, binary.LittleEndian.Uint32(r[4:]))
-		s2 = checksumMix(s2, binary.LittleEndian.Uint32(r[8:])^ignore)
-		s3 = checksumMix(s3, binary.LittleEndian.Uint32(r[12:]))
-		s4 = checksumMix(s4, binary.LittleEndian.Uint32(r[16:]))
-		s5 = checksumMix(s5, binary.LittleEndian.Uint32(r[20:]))
-		s6 = checksumMix(s6, binary.LittleEndian.Uint32(r[24:]))
-		s7 = checksumMix(s7, binary.LittleEndian.Uint32(r[28:]))
-		ignore = 0
-		if len(rest) < checksumRow {
-			break
+// foldRowsGo mixes all rows of the page into the columns. It goes over the page
+// once for eight neighbouring columns, as many as stay in registers and are
+// independent enough to hide the latency of the multiplication; the page is in the
+// first level cache, so that four passes over it cost nothing.
+func foldRowsGo(page []byte, columns *[checksumColumns]uint32) {
+	for column := 0; column < checksumColumns; column += 8 {
+		s := (*[8]uint32)(columns[column:])
+		s0, s1, s2, s3, s4, s5, s6, s7 := s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7]
+		for row := 4 * column; row+32 <= len(page); row += checksumRow {
+			r := (*[32]byte)(page[row:])
+			s0 = checksumMix(s0, binary.LittleEndian.Uint32(r[0:]))
+			s1 = checksumMix(s1, binary.LittleEndian.Uint32(r[4:]))
+			s2 = checksumMix(s2, binary.LittleEndian.Uint32(r[8:]))
+			s3 = checksumMix(s3, binary.LittleEndian.Uint32(r[12:]))
+			s4 = checksumMix(s4, binary.LittleEndian.Uint32(r[16:]))
+			s5 = checksumMix(s5, binary.LittleEndian.Uint32(r[20:]))
+			s6 = checksumMix(s6, binary.LittleEndian.Uint32(r[24:]))
+			s7 = checksumMix(s7, binary.LittleEndian.Uint32(r[28:]))
 		}
-		rest = rest[checksumRow:]
+		*s = [8]uint32{s0, s1, s2, s3, s4, s5, s6, s7}
 	}
-	sum := uint32(0)
-	for _, s := range [8]uint32{s0, s1, s2, s3, s4, s5, s6, s7} {
-		sum ^= checksumMix(checksumMix(s, 0), 0)
-	}
-	return sum
 }
 
 func checksumMix(sum, value uint32) uint32 {

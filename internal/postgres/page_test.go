@@ -185,6 +185,42 @@ func FuzzCheckPage(f *testing.F) {
 	})
 }
 
+// FuzzPageChecksum compares the two ways of taking a checksum, the processor's
+// and Go's, with the plain one, wherever the page lies in memory.
+func FuzzPageChecksum(f *testing.F) {
+	f.Add(load(f, "pages", "heap.bin.zst"), uint8(0), uint32(3))
+	f.Add(make([]byte, 256), uint8(1), uint32(0))
+	f.Fuzz(func(t *testing.T, b []byte, shift uint8, block uint32) {
+		page := b[min(len(b), int(shift)):]
+		page = page[:len(page)/checksumRow*checksumRow]
+		before := bytes.Clone(page)
+		here, plain := checksumSeeds(), checksumSeeds()
+		foldRows(page, &here)
+		foldRowsGo(page, &plain)
+		if here != plain {
+			t.Fatalf("columns are %08x, in Go %08x", here, plain)
+		}
+		if !bytes.Equal(before, page) {
+			t.Fatal("the page was changed")
+		}
+		if len(page) == 0 {
+			return
+		}
+		if got, want := PageChecksum(page, block), plainChecksum(page, block); got != want {
+			t.Fatalf("%04X, want %04X", got, want)
+		}
+	})
+}
+
+func BenchmarkFoldRowsGo(b *testing.B) {
+	page := load(b, "pages", "heap.bin.zst")
+	b.SetBytes(int64(len(page)))
+	columns := checksumSeeds()
+	for b.Loop() {
+		foldRowsGo(page, &columns)
+	}
+}
+
 func BenchmarkPageChecksum(b *testing.B) {
 	page := load(b, "pages", "heap.bin.zst")
 	b.SetBytes(int64(len(page)))

@@ -74,7 +74,7 @@ func (m *ManifestWriter) part(ctx context.Context, p FilePart) error {
 func (m *ManifestWriter) own(ctx context.Context, p FilePart) error {
 	for runs := p.Runs; len(runs) > 0; {
 		n := min(len(runs), sectionRuns)
-		if err := m.section.add(Part{Runs: runs[:n]}, p.Section.Frames); err != nil {
+		if err := m.section.add(Part{Runs: runs[:n]}, p.Section.Packs); err != nil {
 			return err
 		}
 		runs = runs[n:]
@@ -117,8 +117,8 @@ func (m *ManifestWriter) accept(ctx context.Context) error {
 	for _, f := range ref.Frames {
 		m.need(PackID{ref.Owner, f.Pack})
 	}
-	for id := range l.section.Frames {
-		m.need(id)
+	for _, p := range l.section.Packs {
+		m.need(p.PackID)
 	}
 	if err := m.root.write(sectionRecord(ref, len(l.section.Parts))); err != nil {
 		return err

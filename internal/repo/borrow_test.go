@@ -12,11 +12,11 @@ import (
 // chainFile is what the model knows of a file: where each of its blocks lies.
 type chainFile struct {
 	path string
-	runs []Run
+	runs []named
 }
 
-func expand(runs []Run) []Run {
-	var all []Run
+func expand(runs []named) []named {
+	var all []named
 	for _, r := range runs {
 		for at := int64(0); at < r.Length; at += blocks {
 			one := r
@@ -42,7 +42,7 @@ func TestManifestChain(t *testing.T) {
 		fill := func(f *chainFile, pack PackID) {
 			f.runs = nil
 			for range rapid.IntRange(0, 6).Draw(rt, "runs") {
-				f.runs = append(f.runs, Run{Length: int64(rapid.IntRange(1, 4).Draw(rt, "length")) * blocks, Zero: rapid.IntRange(0, 4).Draw(rt, "zero") == 0})
+				f.runs = append(f.runs, named{Length: int64(rapid.IntRange(1, 4).Draw(rt, "length")) * blocks, Zero: rapid.IntRange(0, 4).Draw(rt, "zero") == 0})
 				if last := &f.runs[len(f.runs)-1]; !last.Zero {
 					last.Pack, last.Raw = pack, int64(rapid.IntRange(0, 50).Draw(rt, "raw"))*blocks
 				}
@@ -111,21 +111,21 @@ func TestManifestChain(t *testing.T) {
 					case what == 2:
 						fresh(e.Path)
 					case what == 3 && len(parts) > 0: // the first part is new, at the front
-						var runs []Run
-						for n, block := range expand(parts[0].Runs) {
+						var runs []named
+						for n, block := range expand(nameRuns(parts[0].Runs, parts[0].Section.Packs)) {
 							if n == 0 {
-								block = Run{Length: blocks, Pack: pack, Raw: 7 * blocks}
+								block = named{Length: blocks, Pack: pack, Raw: 7 * blocks}
 							}
 							runs = append(runs, block)
 						}
 						all := map[PackID][]Frame{pack: frames[pack]}
-						for id, list := range parts[0].Section.Frames {
-							all[id] = list
+						for _, p := range parts[0].Section.Packs {
+							all[p.PackID] = p.Frames
 						}
 						mixed := append(newParts(runs, all), parts[1:]...)
 						f.runs = nil
 						for _, p := range mixed {
-							f.runs = append(f.runs, p.Runs...)
+							f.runs = append(f.runs, nameRuns(p.Runs, p.Section.Packs)...)
 						}
 						add(f, mixed)
 					case what == 4:
@@ -185,7 +185,7 @@ func TestManifestChain(t *testing.T) {
 				}
 				for n := range want {
 					if want[n] != have[n] {
-						rt.Fatalf("block %d of %s is %s, not %s", n, f.path, have[n], want[n])
+						rt.Fatalf("block %d of %s is %v, not %v", n, f.path, have[n], want[n])
 					}
 					used[want[n].Pack.Backup] = true
 					if id := want[n].Pack; !want[n].Zero && id.Backup != name {

@@ -11,7 +11,11 @@ import (
 // reader that was cut off says so with another error, which is returned. The
 // piece is valid during the call.
 func EachChunk(src io.Reader, do func(raw []byte) error) error {
-	buf := make([]byte, compress.MaxFrame)
+	return eachChunk(make([]byte, compress.MaxFrame), src, do)
+}
+
+// eachChunk is EachChunk with pieces of the size of buf, which they lie in.
+func eachChunk(buf []byte, src io.Reader, do func(raw []byte) error) error {
 	for {
 		n := 0
 		var err error

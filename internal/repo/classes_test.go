@@ -48,7 +48,7 @@ func TestPromise8KeyClasses(t *testing.T) {
 	}
 	b, packs := store(t, writer, []item{{ // zeros need no data, but a section among the packs
 		Entry: Entry{Kind: EntryFile, Path: "zeros", Mode: 0o600, Size: 8192, ModTime: testTime},
-		Runs:  []Run{{Length: 8192, Zero: true}},
+		Runs:  []named{{Length: 8192, Zero: true}},
 	}}, nil)
 
 	read := [3]func(r *Repository) error{

@@ -21,7 +21,7 @@ import (
 // item is an entry with what its manifest says of its content.
 type item struct {
 	Entry
-	Runs []Run
+	Runs []named
 }
 
 // store writes items as a manifest and returns the backup that has it.
@@ -65,11 +65,11 @@ func store(t testing.TB, r *Repository, items []item, frames map[PackID][]Frame)
 }
 
 // newParts is a file's only part, or none.
-func newParts(runs []Run, frames map[PackID][]Frame) []FilePart {
+func newParts(runs []named, frames map[PackID][]Frame) []FilePart {
 	if len(runs) == 0 {
 		return nil
 	}
-	return []FilePart{{Part: Part{Runs: runs}, Section: &Section{Frames: frames}, Index: -1}}
+	return []FilePart{part(runs, frames)}
 }
 
 func encodePacks(t interface{ Fatal(...any) }, r *Repository, packs []Pack) []byte {
@@ -102,7 +102,7 @@ func load(ctx context.Context, r *Repository, b *Backup, packs map[PackID]Pack) 
 		}
 		i := item{Entry: e}
 		for _, p := range parts {
-			i.Runs = append(i.Runs, p.Runs...)
+			i.Runs = append(i.Runs, nameRuns(p.Runs, p.Section.Packs)...)
 		}
 		items = append(items, i)
 	}
@@ -124,7 +124,7 @@ func lent() (PackID, []Frame) {
 func drawTree(t *rapid.T) []item {
 	id, _ := lent()
 	var items []item
-	add := func(e Entry, runs ...Run) {
+	add := func(e Entry, runs ...named) {
 		for _, r := range runs {
 			e.Size += r.Length
 		}
@@ -139,23 +139,23 @@ func drawTree(t *rapid.T) []item {
 			case 0:
 				add(e)
 			case 1:
-				add(e, Run{Length: 1, Zero: true})
+				add(e, named{Length: 1, Zero: true})
 			default:
-				add(e, Run{Length: int64(f%64+1) * blocks, Pack: id, Raw: int64(f%100) * blocks})
+				add(e, named{Length: int64(f%64+1) * blocks, Pack: id, Raw: int64(f%100) * blocks})
 			}
 		}
 		if d == 0 && rapid.IntRange(0, 9).Draw(t, "big") == 0 {
 			// More runs than a section takes, so the file spans several.
-			runs := make([]Run, rapid.IntRange(sectionRuns-2, 2*sectionRuns+10).Draw(t, "runs"))
+			runs := make([]named, rapid.IntRange(sectionRuns-2, 2*sectionRuns+10).Draw(t, "runs"))
 			for i := range runs {
-				runs[i] = Run{Length: blocks, Pack: id, Raw: int64(i*2%4096) * blocks}
+				runs[i] = named{Length: blocks, Pack: id, Raw: int64(i*2%4096) * blocks}
 			}
 			add(Entry{Kind: EntryFile, Path: dir + "/big", Mode: 0o640, ModTime: testTime}, runs...)
 		}
 	}
 	add(Entry{Kind: EntryTablespace, Path: "pg_tblspc/16384", Mode: 0o700, OID: 16384, Location: "/srv/space one"})
-	add(Entry{Kind: EntryFile, Path: "backup_label", Mode: 0o600, ModTime: testTime, Final: true}, Run{Length: 230, Pack: id, Raw: 0})
-	add(Entry{Kind: EntryFile, Path: "global/pg_control", Mode: 0o600, ModTime: testTime, Final: true}, Run{Length: 8192, Pack: id, Raw: 8192})
+	add(Entry{Kind: EntryFile, Path: "backup_label", Mode: 0o600, ModTime: testTime, Final: true}, named{Length: 230, Pack: id, Raw: 0})
+	add(Entry{Kind: EntryFile, Path: "global/pg_control", Mode: 0o600, ModTime: testTime, Final: true}, named{Length: 8192, Pack: id, Raw: 8192})
 	return items
 }
 
@@ -199,8 +199,8 @@ func TestManifestWriterRefuses(t *testing.T) {
 		"a path before the last":      {{Entry: file("b", false)}, {Entry: file("a", false)}},
 		"a name before a directory's": {{Entry: file("a.b", false)}, {Entry: file("a/b", false)}},
 		"a plain file after a final":  {{Entry: file("a", true)}, {Entry: file("b", false)}},
-		"runs shorter than the size":  {{Entry: Entry{Kind: EntryFile, Path: "a", Size: 2}, Runs: []Run{{Length: 1, Zero: true}}}},
-		"runs longer than the size":   {{Entry: Entry{Kind: EntryFile, Path: "a", Size: 2}, Runs: []Run{{Length: 3, Zero: true}}}},
+		"runs shorter than the size":  {{Entry: Entry{Kind: EntryFile, Path: "a", Size: 2}, Runs: []named{{Length: 1, Zero: true}}}},
+		"runs longer than the size":   {{Entry: Entry{Kind: EntryFile, Path: "a", Size: 2}, Runs: []named{{Length: 3, Zero: true}}}},
 	}
 	for name, items := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -425,7 +425,7 @@ func TestManifestReaderEnds(t *testing.T) {
 	m := newMemory()
 	r := testRepo(m, Keys{}, compress.Setting{})
 	id, frames := lent()
-	b, packs := store(t, r, []item{{Entry{Kind: EntryFile, Path: "a", ModTime: testTime, Size: blocks}, []Run{{Length: blocks, Pack: id}}}}, map[PackID][]Frame{id: frames})
+	b, packs := store(t, r, []item{{Entry{Kind: EntryFile, Path: "a", ModTime: testTime, Size: blocks}, []named{{Length: blocks, Pack: id}}}}, map[PackID][]Frame{id: frames})
 	key := testCluster.packKey(testName, 0)
 	m.hook = func(_, of string) error {
 		if of == key {

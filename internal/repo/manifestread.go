@@ -8,6 +8,7 @@ import (
 	"io"
 	"math"
 	"os"
+	"slices"
 	"time"
 
 	"agent/internal/compress"
@@ -109,7 +110,9 @@ type ManifestReader struct {
 	final   bool
 	totals  ManifestTotals
 	section *Section
-	next    int // of section.Parts
+	next    int    // of section.Parts
+	body    []byte // of the section that is read, while it is decoded
+	frame   []byte // the stored bytes of one of its frames
 	lenders map[BackupName]*sectionPack
 	kept    func(PackID) (*os.File, error)
 	limit   *ManifestLimit
@@ -312,7 +315,7 @@ func (m *ManifestReader) readSection(ctx context.Context) error {
 	if d.err == nil && err != nil {
 		d.malformed("%v", err)
 	}
-	var body []byte
+	body := m.body[:0]
 	ref := SectionRef{Owner: lender}
 	for range frames {
 		number := uint32(d.size(math.MaxUint32))
@@ -331,6 +334,7 @@ func (m *ManifestReader) readSection(ctx context.Context) error {
 			body = body[:0]
 		}
 	}
+	m.body = body
 	if d.err != nil || m.rootOnly {
 		return m.malformed(d.err)
 	}
@@ -384,12 +388,12 @@ func (m *ManifestReader) drop(p *sectionPack) error {
 }
 
 func (m *ManifestReader) decodeFrame(dst []byte, p *sectionPack, offset, length, raw int64) ([]byte, error) {
-	frame := make([]byte, length)
-	if _, err := p.frame.ReadAt(frame, offset); err != nil {
+	m.frame = slices.Grow(m.frame[:0], int(length))[:length]
+	if _, err := p.frame.ReadAt(m.frame, offset); err != nil {
 		return nil, m.repo.malformed(err, p.key)
 	}
 	before := len(dst)
-	dst, err := m.dec.AppendRaw(dst, frame)
+	dst, err := m.dec.AppendRaw(dst, m.frame)
 	if err == nil && int64(len(dst)-before) != raw {
 		err = fmt.Errorf("frame at %d has %d raw bytes instead of %d", offset, len(dst)-before, raw)
 	}

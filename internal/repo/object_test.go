@@ -175,7 +175,7 @@ func TestObjectsOpenByHand(t *testing.T) {
 				}
 				m.Delete(t.Context(), testCluster.packKey(testName, 0))
 				id, frames := lent()
-				store(t, r, []item{{Entry{Kind: EntryFile, Path: "a", Mode: 0o600, ModTime: testTime, Size: blocks}, []Run{{Length: blocks, Pack: id}}}}, map[PackID][]Frame{id: frames})
+				store(t, r, []item{{Entry{Kind: EntryFile, Path: "a", Mode: 0o600, ModTime: testTime, Size: blocks}, []named{{Length: blocks, Pack: id}}}}, map[PackID][]Frame{id: frames})
 				if got := open(testCluster.manifestKey(testName)); len(got) == 0 || got[0] != recordHeader {
 					t.Fatalf("the manifest begins with %q", got)
 				}

@@ -29,6 +29,7 @@ const (
 	KindStream     ObjectKind = "stream"
 	KindSummary    ObjectKind = "summary"
 	KindGap        ObjectKind = "gap"
+	KindHorizon    ObjectKind = "horizon"
 	KindClaim      ObjectKind = "claim"
 	KindBackup     ObjectKind = "backup" // backup.json
 	KindPacks      ObjectKind = "packs"  // the list
@@ -99,10 +100,11 @@ func DescribeKey(key string) Object {
 	return o
 }
 
-// The ends of keys below wal/, stream/, backup/, claim/ and tomb/.
+// The ends of keys below wal/, stream/, horizon/, backup/, claim/ and tomb/.
 var (
 	upperHex8RE = regexp.MustCompile(`^[0-9A-F]{8}$`)
 	partialRE   = regexp.MustCompile(`^[0-9A-F]{24}\.partial\.[0-9a-f]{16}$`)
+	horizonRE   = regexp.MustCompile(`^([0-9A-F]{8})-([0-9A-F]{8})[0-9A-F]{16}\.json$`)
 	packRE      = regexp.MustCompile(`^[0-9a-f]{8}$`)
 	claimRE     = regexp.MustCompile(`^(0|[1-9][0-9]*|ended)$`)
 	tombRE      = regexp.MustCompile(`^[0-9a-f]{16}/(0|[1-9][0-9]*|decided)$`)
@@ -130,6 +132,9 @@ func (o *Object) inCluster(key string) {
 	case "gap":
 		_, ok := parseDropped(last)
 		o.is(KindGap, ok && len(parts) == 2)
+	case "horizon":
+		m := horizonRE.FindStringSubmatch(last)
+		o.is(KindHorizon, len(parts) == 2 && m != nil && m[1] == m[2])
 	case "claim":
 		o.is(KindClaim, len(parts) == 3 && o.named(parts[1]) && claimRE.MatchString(last))
 	case "backup":
@@ -212,10 +217,12 @@ func (r *Repository) Only(name string) (*Repository, error) {
 	if i < 0 {
 		return nil, fmt.Errorf("there is no repository %q", name)
 	}
-	only := *r
-	only.places = []*place{{Place: r.places[i].Place}}
-	only.places[0].Required = true
-	return &only, r.places[i].err()
+	p := &place{Place: r.places[i].Place}
+	p.Required = true
+	return &Repository{
+		places: []*place{p}, strict: r.strict, keys: r.keys, codec: r.codec, pins: r.pins, debts: r.debts, spoolDir: r.spoolDir,
+		log: r.log, now: r.now, version: r.version,
+	}, r.places[i].err()
 }
 
 // ReadMarker reads repository.json, of the first place if there are several.

@@ -1,6 +1,8 @@
 package repo
 
 import (
+	"os"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -52,6 +54,9 @@ func TestDescribeKey(t *testing.T) {
 		cluster + "audit/x":                                                                    {Kind: KindReserved},
 		cluster + "dump/x":                                                                     {Kind: KindReserved},
 		cluster + "drill":                                                                      {Kind: KindUnknown},
+		cluster + "horizon/00000001-000000010000000000000001.json":                             {Kind: KindHorizon},
+		cluster + "horizon/00000002-000000010000000000000001.json":                             {Kind: KindUnknown},
+		cluster + "horizon/00000001.json":                                                      {Kind: KindUnknown},
 	} {
 		want.Key = key
 		got := DescribeKey(key)
@@ -73,5 +78,29 @@ func TestPackBits(t *testing.T) {
 	}
 	if s.Has(PackID{"b", 999}) || s.Has(PackID{"c", 0}) || s.Has(PackID{"b", 1 << 20}) {
 		t.Error("it has what was not added")
+	}
+}
+
+// TestDocumentedKeys: every key of the table in docs/format.md is known, each as
+// another kind.
+func TestDocumentedKeys(t *testing.T) {
+	text, err := os.ReadFile("../../docs/format.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	parts := strings.NewReplacer("<id>", "07710217270864087352", "<tli>", "00000001", "<log>", "00000000", "<segment>", "000000010000000000000001",
+		"<file>", "000000010000000000000001", "<first>", "000000010000000000000001", "<last>", "000000010000000000000001", "<start>", "0000000001000000",
+		"<end>", "0000000001000001", "<backup>", "20261120T101530Z-k3v7qa", "<number>", "0000000a", "<n>", "0", "<tomb>", "0123456789abcdef",
+		"<time>", "20261120T101530.123Z", "<kind>", "keep", "<random>", "k3v7qa")
+	seen := make(map[ObjectKind]string)
+	for _, m := range regexp.MustCompile("(?m)^\\| `((?:repository|cluster)[^`]+)`").FindAllStringSubmatch(string(text), -1) {
+		o := DescribeKey(parts.Replace(m[1]))
+		if o.Kind == KindUnknown || o.Kind == KindReserved || seen[o.Kind] != "" {
+			t.Errorf("%s is of kind %s, like %q", m[1], o.Kind, seen[o.Kind])
+		}
+		seen[o.Kind] = m[1]
+	}
+	if len(seen) < 14 {
+		t.Errorf("only these keys are documented: %v", seen)
 	}
 }

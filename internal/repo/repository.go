@@ -62,6 +62,8 @@ type Repository struct {
 	log      *slog.Logger
 	now      func() time.Time
 	version  string
+
+	workshops sync.Pool // of *workshop that are free
 }
 
 // Marker is repository.json, what tells a repository from any other place.

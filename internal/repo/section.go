@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"encoding/binary"
 	"fmt"
+	"io"
 	"math"
 	"math/bits"
 	"slices"
@@ -52,13 +53,17 @@ type PackID struct {
 }
 
 // Run says that the next Length bytes of a file are the raw bytes of a pack
-// from Raw on, or zeros where Zero is set.
+// from Raw on, or zeros. There are millions of them: they are small, and have no
+// pointers.
 type Run struct {
-	Length int64
-	Zero   bool
-	Pack   PackID
-	Raw    int64
+	Length, Raw int64
+	// Pack is 1 + the pack's index among those of the run's section, or 0 for
+	// zeros.
+	Pack int32
 }
+
+// Zero reports whether the run is zeros.
+func (r Run) Zero() bool { return r.Pack == 0 }
 
 // Part is a stretch of one file: its runs in order, which cover it exactly.
 type Part struct{ Runs []Run }
@@ -94,12 +99,21 @@ func ending(stored []byte) (e [4]byte) {
 	return e
 }
 
+// PackFrames are frames of one pack, by rising raw offset.
+type PackFrames struct {
+	PackID
+	Frames []Frame
+}
+
 // Section is a decoded section.
 type Section struct {
-	Parts  []Part
-	Frames map[PackID][]Frame // by rising raw offset
-	Ref    SectionRef         // where it is stored; zero for one that is not yet
+	Parts []Part
+	Packs []PackFrames // which the runs name by their index
+	Ref   SectionRef   // where it is stored; zero for one that is not yet
 }
+
+// PackOf is the pack of a run of the section that is not zeros.
+func (s *Section) PackOf(r Run) *PackFrames { return &s.Packs[r.Pack-1] }
 
 // SectionRef says where a section is stored: in frames of packs of one backup,
 // one after the other.
@@ -111,13 +125,17 @@ type SectionRef struct {
 // sectionBuilder gathers parts and the frames they use until it is full.
 type sectionBuilder struct {
 	parts []Part
-	// in says for each run of each part which pack of packs it is in.
+	// in says for each run of each part which pack of packs it is in, as Run.Pack
+	// does.
 	in    [][]int32
 	packs []builtPack
 	index map[PackID]int32 // of packs
-	last  [2]int32         // packs of the last runs
 	runs  int
 	span  int64
+	// What the packs of the last part that was added are here, from 1; 0: not
+	// known yet.
+	from []PackFrames
+	here []int32
 }
 
 // builtPack is a pack that a section uses.
@@ -131,54 +149,58 @@ type builtPack struct {
 	frame, noted int
 }
 
-// add takes a part, and of the frames those that it uses.
-func (s *sectionBuilder) add(p Part, frames map[PackID][]Frame) error {
+// add takes a part, and of the packs those that it uses.
+func (s *sectionBuilder) add(p Part, packs []PackFrames) error {
+	if len(packs) != len(s.from) || len(packs) > 0 && &packs[0] != &s.from[0] {
+		s.from, s.here = packs, make([]int32, len(packs))
+	}
 	s.parts = append(s.parts, p)
 	in := make([]int32, len(p.Runs))
 	s.in = append(s.in, in)
 	s.runs += len(p.Runs)
 	for i, r := range p.Runs {
 		s.span += r.Length
-		if r.Zero {
+		if r.Zero() {
 			continue
 		}
-		in[i] = s.pack(r.Pack)
-		t := &s.packs[in[i]]
-		if t.part != len(s.parts) {
-			t.all, t.part, t.frame, t.noted = frames[r.Pack], len(s.parts), 0, -1
+		if int(r.Pack) > len(packs) {
+			return fmt.Errorf("add part: %s: its pack is not known", r)
 		}
-		first, n, ok := cover(t.all, t.frame, r.Raw, r.Length)
-		for at := first; at < first+n; at++ {
+		n := s.here[r.Pack-1]
+		if n == 0 {
+			n = s.pack(packs[r.Pack-1].PackID)
+			s.here[r.Pack-1] = n
+		}
+		in[i] = n
+		t := &s.packs[n-1]
+		if t.part != len(s.parts) {
+			t.all, t.part, t.frame, t.noted = packs[r.Pack-1].Frames, len(s.parts), 0, -1
+		}
+		first, many, ok := cover(t.all, t.frame, r.Raw, r.Length)
+		for at := first; at < first+many; at++ {
 			if at != t.noted {
 				t.used[t.all[at].RawOffset], t.noted = t.all[at], at
 			}
 			t.frame = at
 		}
 		if !ok {
-			return fmt.Errorf("add part: %s: its frames are not known", r)
+			return fmt.Errorf("add part: %s of %s/%08x: its frames are not known", r, t.id.Backup, t.id.Number)
 		}
 	}
 	return nil
 }
 
-// pack is the index of a pack. Runs come from few of them by turns, so that the
-// last two save most look-ups.
+// pack is 1 + the index of a pack.
 func (s *sectionBuilder) pack(id PackID) int32 {
-	for _, n := range s.last {
-		if int(n) < len(s.packs) && s.packs[n].id == id {
-			return n
-		}
-	}
 	n, ok := s.index[id]
 	if !ok {
 		if s.index == nil {
 			s.index = make(map[PackID]int32)
 		}
+		s.packs = append(s.packs, builtPack{id: id, used: make(map[int64]Frame)})
 		n = int32(len(s.packs))
 		s.index[id] = n
-		s.packs = append(s.packs, builtPack{id: id, used: make(map[int64]Frame)})
 	}
-	s.last[1], s.last[0] = s.last[0], n
 	return n
 }
 
@@ -234,7 +256,7 @@ func (s *sectionBuilder) encode(unit int64) []byte {
 func EncodeParts(parts []FilePart, unit int64) ([]byte, error) {
 	var s sectionBuilder
 	for _, p := range parts {
-		if err := s.add(p.Part, p.Section.Frames); err != nil {
+		if err := s.add(p.Part, p.Section.Packs); err != nil {
 			return nil, err
 		}
 	}
@@ -290,11 +312,11 @@ func encodePart(e *encoder, p Part, in, place []int32, ended []int64, unit int64
 	b := e.b
 	for i, r := range p.Runs {
 		b = binary.AppendUvarint(b, uint64(r.Length>>shift))
-		if r.Zero {
+		if r.Zero() {
 			b = append(b, 0)
 			continue
 		}
-		n := place[in[i]]
+		n := place[in[i]-1]
 		b = binary.AppendUvarint(b, uint64(n)+1)
 		b = binary.AppendVarint(b, (r.Raw-ended[n])>>shift)
 		ended[n] = r.Raw + r.Length
@@ -320,9 +342,9 @@ func decodeSection(b []byte) (*Section, error) {
 		}
 		names[i] = name
 	}
-	packs := make([]tablePack, d.size(int64(d.left()/leastPack)))
-	s := &Section{Frames: make(map[PackID][]Frame, len(packs))}
-	for i := range packs {
+	s := &Section{Packs: make([]PackFrames, d.size(int64(d.left()/leastPack)))}
+	at := make([]readPlace, len(s.Packs))
+	for i := range s.Packs {
 		n := d.uint()
 		number := d.size(math.MaxUint32)
 		if d.err == nil && n >= uint64(len(names)) {
@@ -331,13 +353,13 @@ func decodeSection(b []byte) (*Section, error) {
 		if d.err != nil {
 			return nil, d.err
 		}
-		id := PackID{names[n], uint32(number)}
-		packs[i] = tablePack{id: id, frames: decodeFrames(d, int64(d.left()/leastFrame))}
-		s.Frames[id] = packs[i].frames
+		p := &s.Packs[i]
+		p.PackID = PackID{names[n], uint32(number)}
+		p.Frames = decodeFrames(d, int64(d.left()/leastFrame))
 	}
 	parts, runs := d.size(int64(d.left()/leastPart)), int64(maxRuns)
 	for range parts {
-		p := decodePart(d, packs, min(runs, int64(d.left()/leastRun)))
+		p := decodePart(d, s.Packs, at, min(runs, int64(d.left()/leastRun)))
 		runs -= int64(len(p.Runs))
 		s.Parts = append(s.Parts, p)
 		if d.err != nil {
@@ -350,13 +372,13 @@ func decodeSection(b []byte) (*Section, error) {
 	return s, d.err
 }
 
-// tablePack is a pack of a section that is read.
-type tablePack struct {
-	id     PackID
-	frames []Frame
-	// Of the part that is read: where the last run ended, in which frame.
-	ended int64
-	frame int
+// readPlace is where the reading of a part is in one pack: where the last run
+// ended, and the raw bytes of its frames, which have no hole. The last one of
+// those frames has the index frame.
+type readPlace struct {
+	ended      int64
+	begin, end int64
+	frame      int
 }
 
 func decodeFrames(d *decoder, limit int64) []Frame {
@@ -375,7 +397,8 @@ func decodeFrames(d *decoder, limit int64) []Frame {
 	return frames
 }
 
-func decodePart(d *decoder, packs []tablePack, limit int64) Part {
+// decodePart reads a part. at has a place for each pack.
+func decodePart(d *decoder, packs []PackFrames, at []readPlace, limit int64) Part {
 	unit := d.size(1 << 20)
 	n := d.size(limit)
 	if d.err == nil && unit == 0 {
@@ -384,45 +407,71 @@ func decodePart(d *decoder, packs []tablePack, limit int64) Part {
 	if d.err != nil {
 		return Part{}
 	}
-	for i := range packs {
-		packs[i].ended, packs[i].frame = 0, 0
-	}
+	clear(at)
 	runs := make([]Run, n)
-	total, longest := int64(0), math.MaxInt64/unit
-	for at := range runs {
-		r := &runs[at]
-		r.Length = d.size(longest) * unit
-		i := d.uint()
-		if total += r.Length; d.err == nil && (r.Length <= 0 || total < 0) {
-			d.malformed("run of length %d", r.Length)
-		}
-		if i == 0 {
-			r.Zero = true
-		} else {
-			decodePlace(d, r, i, packs, unit)
+	total, longest := int64(0), uint64(math.MaxInt64/unit)
+	b, pos := d.b, d.at
+	for i := range runs {
+		var length, pack, place uint64
+		length, pack, place, pos = nextRun(b, pos)
+		switch {
+		case pos > len(b):
+			d.fail(io.ErrUnexpectedEOF)
+		case length == 0 || length > longest:
+			d.malformed("run of length %d", length)
+		case pack > uint64(len(packs)):
+			d.malformed("run in pack %d of %d", pack, len(packs))
 		}
 		if d.err != nil {
 			return Part{}
 		}
+		r := Run{Length: int64(length) * unit, Pack: int32(pack)}
+		if total += r.Length; total < 0 {
+			d.malformed("runs are longer than any file")
+			return Part{}
+		}
+		if pack > 0 {
+			p := &at[pack-1]
+			r.Raw = p.ended + zigzag(place)*unit
+			p.ended = r.Raw + r.Length
+			if r.Raw < p.begin || r.Raw > p.end || r.Length > p.end-r.Raw {
+				p.find(d, &packs[pack-1], r)
+			}
+		}
+		runs[i] = r
 	}
+	if d.err != nil {
+		return Part{}
+	}
+	d.at = pos
 	return Part{Runs: runs}
 }
 
-// decodePlace reads where in the pack of number i, from 1, a run lies.
-func decodePlace(d *decoder, r *Run, i uint64, packs []tablePack, unit int64) {
-	if i > uint64(len(packs)) {
-		d.malformed("run in pack %d of %d", i, len(packs))
-		return
+// nextRun is the run at a place in b, as nextUint. There are millions of them,
+// whose three numbers mostly take one byte each.
+func nextRun(b []byte, at int) (length, pack, place uint64, next int) {
+	if at+3 <= len(b) {
+		if r := b[at : at+3]; r[0]|r[1]|r[2] < 0x80 && r[1] > 0 {
+			return uint64(r[0]), uint64(r[1]), uint64(r[2]), at + 3
+		}
 	}
-	t := &packs[i-1]
-	r.Pack, r.Raw = t.id, t.ended+d.int()*unit
-	t.ended = r.Raw + r.Length
-	first, n, ok := cover(t.frames, t.frame, r.Raw, r.Length)
+	length, at = nextUint(b, at)
+	if pack, at = nextUint(b, at); pack > 0 {
+		place, at = nextUint(b, at)
+	}
+	return length, pack, place, at
+}
+
+// find looks for the frames that hold a run.
+func (p *readPlace) find(d *decoder, pack *PackFrames, r Run) {
+	first, n, ok := cover(pack.Frames, p.frame, r.Raw, r.Length)
 	if !ok {
-		d.malformed("run of %d bytes at %d of pack %08x is not inside its frames", r.Length, r.Raw, r.Pack.Number)
+		d.malformed("run of %d bytes at %d of pack %08x is not inside its frames", r.Length, r.Raw, pack.Number)
 		return
 	}
-	t.frame = first + n - 1
+	p.frame = first + n - 1
+	last := &pack.Frames[p.frame]
+	p.begin, p.end = pack.Frames[first].RawOffset, last.RawOffset+last.RawLen
 }
 
 // FrameAt returns the index of the frame that holds the raw offset.
@@ -472,8 +521,8 @@ func cover(frames []Frame, hint int, raw, length int64) (first, n int, ok bool) 
 func (f *Frame) holds(raw int64) bool { return raw >= f.RawOffset && raw < f.RawOffset+f.RawLen }
 
 func (r Run) String() string {
-	if r.Zero {
+	if r.Zero() {
 		return fmt.Sprintf("%d zeros", r.Length)
 	}
-	return fmt.Sprintf("%d bytes at %d of %s/%08x", r.Length, r.Raw, r.Pack.Backup, r.Pack.Number)
+	return fmt.Sprintf("%d bytes at %d of pack %d", r.Length, r.Raw, r.Pack)
 }

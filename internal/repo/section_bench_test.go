@@ -7,7 +7,7 @@ import "testing"
 func BenchmarkSection(b *testing.B) {
 	var s sectionBuilder
 	frames := make(map[PackID][]Frame)
-	var runs []Run
+	var runs []named
 	for n := range 60_000 {
 		id := PackID{testName, uint32(n * 2654435761 % 31)}
 		all := frames[id]
@@ -16,12 +16,12 @@ func BenchmarkSection(b *testing.B) {
 			all = append(all, Frame{Offset: int64(len(all)) * 400_000, Length: 400_000, RawOffset: int64(len(all)) * maxRawFrame})
 		}
 		last := &all[len(all)-1]
-		runs = append(runs, Run{Length: blocks, Pack: id, Raw: last.RawOffset + last.RawLen})
+		runs = append(runs, named{Length: blocks, Pack: id, Raw: last.RawOffset + last.RawLen})
 		last.RawLen += 2 * blocks
 		frames[id] = all
 	}
-	part := Part{Runs: runs}
-	if err := s.add(part, frames); err != nil {
+	p := part(runs, frames)
+	if err := s.add(p.Part, p.Section.Packs); err != nil {
 		b.Fatal(err)
 	}
 	body := s.encode(blocks)
@@ -36,7 +36,7 @@ func BenchmarkSection(b *testing.B) {
 	b.Run("write", func(b *testing.B) {
 		for b.Loop() {
 			var s sectionBuilder
-			if err := s.add(part, frames); err != nil {
+			if err := s.add(p.Part, p.Section.Packs); err != nil {
 				b.Fatal(err)
 			}
 			s.encode(blocks)

@@ -3,6 +3,7 @@ package repo
 import (
 	"errors"
 	"math"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -11,7 +12,7 @@ import (
 
 // drawSection makes a section as a writer may: packs of several backups with
 // holes in their frame tables, runs inside what the tables hold.
-func drawSection(t *rapid.T) *sectionBuilder {
+func drawSection(t *rapid.T) (_ *sectionBuilder, want [][]named) {
 	unit := rapid.SampledFrom([]int64{1, 1024, 8192}).Draw(t, "grain")
 	names := []BackupName{testName, otherName, "20261118T000000Z-bbbbbb"}
 	type stretch struct {
@@ -53,49 +54,60 @@ func drawSection(t *rapid.T) *sectionBuilder {
 	}
 	b := new(sectionBuilder)
 	for range rapid.IntRange(1, 8).Draw(t, "parts") {
-		var runs []Run
+		var runs []named
 		frames := make(map[PackID][]Frame)
 		for range rapid.IntRange(1, 6).Draw(t, "runs") {
 			if rapid.Bool().Draw(t, "zero") {
-				runs = append(runs, Run{Length: rapid.Int64Range(1, 1<<20).Draw(t, "zeros") * unit, Zero: true})
+				runs = append(runs, named{Length: rapid.Int64Range(1, 1<<20).Draw(t, "zeros") * unit, Zero: true})
 				continue
 			}
 			s := rapid.SampledFrom(stretches).Draw(t, "stretch")
 			blocks := (s.end - s.start) / unit
 			from := rapid.Int64Range(0, blocks-1).Draw(t, "from")
 			n := rapid.Int64Range(1, blocks-from).Draw(t, "blocks")
-			runs = append(runs, Run{Length: n * unit, Pack: s.id, Raw: s.start + from*unit})
+			runs = append(runs, named{Length: n * unit, Pack: s.id, Raw: s.start + from*unit})
 			frames[s.id] = tables[s.id]
 		}
-		b.add(Part{Runs: runs}, frames)
+		want = append(want, runs)
+		p := part(runs, frames)
+		if err := b.add(p.Part, p.Section.Packs); err != nil {
+			t.Fatal(err)
+		}
 	}
-	return b
+	return b, want
 }
 
 func TestSectionRoundTrip(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		b := drawSection(t)
+		b, want := drawSection(t)
 		body := b.encode(rapid.SampledFrom([]int64{1, 512, 8192, 32768}).Draw(t, "unit"))
 		got, err := decodeSection(body)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if d := cmp.Diff(b.parts, got.Parts); d != "" {
-			t.Fatalf("parts differ (-written +read):\n%s", d)
+		if len(got.Parts) != len(want) {
+			t.Fatalf("%d parts instead of %d", len(got.Parts), len(want))
 		}
-		if len(got.Frames) != len(b.packs) {
-			t.Fatalf("%d frame tables instead of %d", len(got.Frames), len(b.packs))
+		for i, p := range got.Parts {
+			if d := cmp.Diff(want[i], nameRuns(p.Runs, got.Packs)); d != "" {
+				t.Fatalf("part %d differs (-written +read):\n%s", i, d)
+			}
+		}
+		if len(got.Packs) != len(b.packs) {
+			t.Fatalf("%d frame tables instead of %d", len(got.Packs), len(b.packs))
 		}
 		for _, p := range b.packs {
 			id, table := p.id, p.used
-			if len(got.Frames[id]) != len(table) {
-				t.Fatalf("%d frames of %v instead of %d", len(got.Frames[id]), id, len(table))
+			at := slices.IndexFunc(got.Packs, func(p PackFrames) bool { return p.PackID == id })
+			if at < 0 || len(got.Packs[at].Frames) != len(table) {
+				t.Fatalf("the frames of %v are not %d: %+v", id, len(table), got.Packs)
 			}
-			for i, f := range got.Frames[id] {
+			frames := got.Packs[at].Frames
+			for i, f := range frames {
 				if table[f.RawOffset] != f {
 					t.Fatalf("frame %d of %v is %+v, not %+v", i, id, f, table[f.RawOffset])
 				}
-				if at, ok := FrameAt(got.Frames[id], f.RawOffset+f.RawLen-1); !ok || at != i {
+				if at, ok := FrameAt(frames, f.RawOffset+f.RawLen-1); !ok || at != i {
 					t.Fatalf("FrameAt finds frame %d, %v instead of %d", at, ok, i)
 				}
 			}
@@ -110,21 +122,22 @@ func TestSectionRoundTrip(t *testing.T) {
 
 // oneRun is a section with two frames of 100 raw bytes from raw offsets 0 and
 // second on, and one run.
-func oneRun(second int64, r Run) []byte {
+func oneRun(second int64, r named) []byte {
 	id := PackID{testName, 3}
 	if !r.Zero {
 		r.Pack = id
 	}
 	b := new(sectionBuilder)
-	b.add(Part{Runs: []Run{r}}, map[PackID][]Frame{id: {
+	p := part([]named{r}, map[PackID][]Frame{id: {
 		{Offset: 0, Length: 50, RawOffset: 0, RawLen: 100},
 		{Offset: 50, Length: 50, RawOffset: second, RawLen: 100},
 	}})
+	_ = b.add(p.Part, p.Section.Packs) // what is refused here must be refused there, too
 	return b.encode(1)
 }
 
 func TestSectionRefuses(t *testing.T) {
-	good := oneRun(100, Run{Length: 200})
+	good := oneRun(100, named{Length: 200})
 	if _, err := decodeSection(good); err != nil {
 		t.Fatal(err)
 	}
@@ -133,14 +146,14 @@ func TestSectionRefuses(t *testing.T) {
 		"empty":                   {},
 		"another version":         version,
 		"bytes after the end":     append(append([]byte{}, good...), 0),
-		"run before the frames":   oneRun(100, Run{Raw: -1, Length: 1}),
-		"run past the frames":     oneRun(100, Run{Length: 201}),
-		"run behind the frames":   oneRun(100, Run{Raw: 200, Length: 1}),
-		"run across a hole":       oneRun(101, Run{Length: 101}),
-		"run into a hole":         oneRun(101, Run{Length: 101}),
-		"run of no bytes":         oneRun(100, Run{Length: 0}),
-		"zeros of no bytes":       oneRun(100, Run{Zero: true}),
-		"run whose end overflows": oneRun(100, Run{Raw: 1, Length: math.MaxInt64}),
+		"run before the frames":   oneRun(100, named{Raw: -1, Length: 1}),
+		"run past the frames":     oneRun(100, named{Length: 201}),
+		"run behind the frames":   oneRun(100, named{Raw: 200, Length: 1}),
+		"run across a hole":       oneRun(101, named{Length: 101}),
+		"run into a hole":         oneRun(101, named{Length: 101}),
+		"run of no bytes":         oneRun(100, named{Length: 0}),
+		"zeros of no bytes":       oneRun(100, named{Zero: true}),
+		"run whose end overflows": oneRun(100, named{Raw: 1, Length: math.MaxInt64}),
 		"more names than bytes":   {sectionVersion, 0xff, 0xff, 0xff, 0xff, 0x0f},
 		"a length that is cut":    []byte("\x01\xf7\xf7\xf7\xf7\xf7"),
 		"more packs than bytes":   {sectionVersion, 0, 0xff, 0xff, 0xff, 0xff, 0x0f},
@@ -193,9 +206,9 @@ func TestSectionMemory(t *testing.T) {
 }
 
 func FuzzDecodeSection(f *testing.F) {
-	f.Add(oneRun(100, Run{Length: 200}))
-	f.Add(oneRun(101, Run{Raw: 50, Length: 50}))
-	f.Add(oneRun(100, Run{Raw: 1, Length: math.MaxInt64}))
+	f.Add(oneRun(100, named{Length: 200}))
+	f.Add(oneRun(101, named{Raw: 50, Length: 50}))
+	f.Add(oneRun(100, named{Raw: 1, Length: math.MaxInt64}))
 	f.Add([]byte{sectionVersion, 0, 0, 1, 1, 1, 1, 1, 0})
 	f.Fuzz(func(t *testing.T, body []byte) {
 		s, err := decodeSection(body)
@@ -210,12 +223,12 @@ func FuzzDecodeSection(f *testing.F) {
 				if r.Length <= 0 {
 					t.Fatalf("accepted %s", r)
 				}
-				if r.Zero {
+				if r.Zero() {
 					continue
 				}
 				// What a restore does with it must stay inside the table.
 				left, at := r.Length, r.Raw
-				frames := s.Frames[r.Pack]
+				frames := s.PackOf(r).Frames
 				for i, _ := FrameAt(frames, r.Raw); left > 0; i++ {
 					n := min(left, frames[i].RawOffset+frames[i].RawLen-at)
 					if n <= 0 || at < frames[i].RawOffset {

@@ -66,10 +66,7 @@ func (r *Repository) PutStream(ctx context.Context, cluster ClusterID, g StreamR
 	if err != nil {
 		return err
 	}
-	b, err := r.newWALBuilder(cluster, f, passed{})
-	if err != nil {
-		return err
-	}
+	b := r.newWALBuilder(cluster, f, passed{})
 	body, err := b.fresh(src, g.len())
 	if err != nil {
 		return err

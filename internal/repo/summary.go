@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 
-	"agent/internal/compress"
 	"agent/internal/errs"
 	"agent/internal/postgres"
 	"agent/internal/storage"
@@ -31,7 +30,7 @@ func (r *Repository) PutSummary(ctx context.Context, cluster ClusterID, f postgr
 		return fmt.Errorf("seal summary of %s: %w", f.Name, err)
 	}
 	return r.everywhere(ctx, key, func(ctx context.Context, p *place) error {
-		_, err := p.Bucket.Put(ctx, key, storage.Bytes(body), storage.PutOptions{Lock: p.lock(r.now())})
+		_, err := p.Bucket.Put(ctx, key, storage.Bytes(body), storage.PutOptions{Unhashed: true, Lock: p.lock(r.now())})
 		if errors.Is(err, storage.ErrExists) {
 			r.log.Debug("there is a summary already", "wal", f.Name, "repository", p.Name)
 			return nil
@@ -44,19 +43,19 @@ func (r *Repository) sealSummary(encoded []byte) ([]byte, error) {
 	if len(encoded) > maxSummary {
 		return nil, fmt.Errorf("it has %d bytes, more than %d", len(encoded), maxSummary)
 	}
-	enc, err := compress.NewEncoder(r.codec)
+	w, err := r.workshop()
 	if err != nil {
-		return nil, fmt.Errorf("make encoder: %w", err)
+		return nil, err
 	}
+	defer r.workshops.Put(w)
 	var body bytes.Buffer
 	seal, err := hashedHead(&body, r.keys.Meta, sha256.Sum256(encoded))
 	if err != nil {
 		return nil, err
 	}
-	var frame []byte
-	err = EachChunk(bytes.NewReader(encoded), func(raw []byte) (err error) {
-		if frame, err = enc.AppendFrame(frame[:0], raw); err == nil {
-			_, err = seal.Write(frame)
+	err = eachChunk(w.raw, bytes.NewReader(encoded), func(raw []byte) (err error) {
+		if w.frames, err = w.enc.AppendFrame(w.frames[:0], raw); err == nil {
+			_, err = seal.Write(w.frames)
 		}
 		return err
 	})

@@ -140,19 +140,22 @@ func perKey(err error) (map[string]error, error) {
 	var whole error
 	var walk func(error)
 	walk = func(err error) {
-		var joined interface{ Unwrap() []error }
-		if errors.As(err, &joined) {
+		var one *storage.Error
+		var joined interface {
+			error
+			Unwrap() []error
+		}
+		keyed := errors.As(err, &one) && one.Key != ""
+		switch {
+		case errors.As(err, &joined) && !(keyed && errors.Is(one, joined)): // those of one key have causes of their own
 			for _, e := range joined.Unwrap() {
 				walk(e)
 			}
-			return
-		}
-		var one *storage.Error
-		if errors.As(err, &one) && one.Key != "" {
+		case keyed:
 			all[one.Key] = err
-			return
+		default:
+			whole = first(whole, err)
 		}
-		whole = first(whole, err)
 	}
 	walk(err)
 	return all, whole

@@ -362,6 +362,7 @@ func TestSyncConflict(t *testing.T) {
 	s := newSeveral(t, Keys{}, true, false)
 	s.wal(t, segment(1))
 	delete(s.spots[1].objects, testCluster.WALKey(walFile(t, segment(1)), [32]byte{}))
+	s.again()
 	s.spots[0].down, s.codec = true, setting(t, "lz4")
 	if _, err := putWAL(t, s.Repository, segment(1), noise(24+'1', 100_000)); err == nil {
 		t.Fatal("the required place was down")

@@ -108,7 +108,9 @@ func (r *Repository) Entomb(ctx context.Context, cluster ClusterID, t Tomb) (*Gr
 }
 
 // alone looks at the other tombs of a place. Of two that began together the one
-// that the store took first stays. Those that have expired go.
+// that the store took first stays. Some stores tell whole seconds: of two with the
+// same time none stays, since the other may have looked before this one was there.
+// Those that have expired go.
 func (g *Grave) alone(ctx context.Context, p *place) error {
 	all, err := tombsIn(ctx, p, g.cluster)
 	if err != nil {
@@ -125,13 +127,17 @@ func (g *Grave) alone(ctx context.Context, p *place) error {
 		}
 		dead := own.first.ModTime.Sub(t.newest.ModTime) > claimTTL
 		if !dead {
-			dead, err = g.refuse(ctx, source{repo: g.repo, place: p}, own, id, t)
-		}
-		if err == nil && dead {
-			err = p.Bucket.Delete(ctx, t.keys...)
+			dead, err = g.refuse(ctx, source{repo: g.repo, place: p}, own, t)
 		}
 		if err != nil {
 			return err
+		}
+		if !dead {
+			continue
+		}
+		if err := p.Bucket.Delete(ctx, t.keys...); err != nil {
+			// It says of backups that are gone, or will be, that they are.
+			g.repo.log.Warn("the announcement of an earlier delete cannot be removed", "repository", p.Name, "error", err.Error())
 		}
 	}
 	return nil
@@ -154,7 +160,7 @@ func (g *Grave) Skew() time.Duration {
 }
 
 // refuse reads another's tomb and says whose it is, if that counts.
-func (g *Grave) refuse(ctx context.Context, s source, own *buried, id string, t *buried) (dead bool, err error) {
+func (g *Grave) refuse(ctx context.Context, s source, own, t *buried) (dead bool, err error) {
 	other, err := s.readTomb(ctx, t.first.Key)
 	if errors.Is(err, storage.ErrNotExist) {
 		return false, nil // released meanwhile
@@ -166,7 +172,7 @@ func (g *Grave) refuse(ctx context.Context, s source, own *buried, id string, t 
 		g.repo.log.Info("an earlier delete was interrupted", "command", other.Command, "pid", other.PID)
 		return true, nil
 	}
-	if t.first.ModTime.After(own.first.ModTime) || t.first.ModTime.Equal(own.first.ModTime) && id > g.tomb.ID {
+	if t.first.ModTime.After(own.first.ModTime) {
 		return false, nil // it gives way
 	}
 	return false, errs.New(errs.Locked,

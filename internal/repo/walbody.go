@@ -32,9 +32,10 @@ type walBody struct {
 	io.Closer
 }
 
-type noClose struct{}
+// closing is what ends the use of an object.
+type closing func()
 
-func (noClose) Close() error { return nil }
+func (c closing) Close() error { c(); return nil }
 
 // walBuilder turns raw bytes into frames, hashing and checking each once.
 type walBuilder struct {
@@ -42,16 +43,11 @@ type walBuilder struct {
 	cluster ClusterID
 	file    postgres.WALFile
 	check   WALCheck
-	enc     *compress.Encoder
 	sum     [32]byte
 }
 
-func (r *Repository) newWALBuilder(cluster ClusterID, f postgres.WALFile, check WALCheck) (*walBuilder, error) {
-	enc, err := compress.NewEncoder(r.codec)
-	if err != nil {
-		return nil, fmt.Errorf("make encoder: %w", err)
-	}
-	return &walBuilder{repo: r, cluster: cluster, file: f, check: check, enc: enc}, nil
+func (r *Repository) newWALBuilder(cluster ClusterID, f postgres.WALFile, check WALCheck) *walBuilder {
+	return &walBuilder{repo: r, cluster: cluster, file: f, check: check}
 }
 
 // build makes the object, or takes the one that an earlier call has kept.
@@ -85,12 +81,20 @@ func (b *walBuilder) made(src io.ReadSeeker, size int64) (*walBody, error) {
 
 // fresh makes the object.
 func (b *walBuilder) fresh(src io.ReadSeeker, size int64) (*walBody, error) {
-	if size <= walInMemory {
-		body, err := b.inMemory(src, size)
-		return &walBody{Source: body, Closer: noClose{}}, err
+	w, err := b.repo.workshop()
+	if err != nil {
+		return nil, err
 	}
+	if size <= walInMemory {
+		object, err := b.inMemory(w, src, size)
+		if err != nil {
+			return nil, err
+		}
+		return &walBody{Source: storage.Bytes(object), Closer: closing(func() { b.repo.workshops.Put(w) })}, nil
+	}
+	defer b.repo.workshops.Put(w)
 	s := &spool{dir: b.repo.spoolDir}
-	if err := b.spooled(src, s); err != nil {
+	if err := b.spooled(w, src, s); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
 	return &walBody{Source: s, Closer: s}, nil
@@ -127,21 +131,22 @@ func (b *walBuilder) hash(src io.Reader) error {
 	return nil
 }
 
-func (b *walBuilder) inMemory(src io.Reader, size int64) (storage.Source, error) {
+// inMemory makes the object of buffers of the workshop, which it is valid with.
+func (b *walBuilder) inMemory(w *workshop, src io.Reader, size int64) ([]byte, error) {
 	sum := sha256.New()
 	to := b.recipients()
 	// An object that is not sealed is built where it stays, behind room for its
 	// head, which has the hash of all that follows.
 	var head [32]byte
-	object := compress.AppendSkippable(nil, head[:])
+	object := compress.AppendSkippable(w.frames[:0], head[:])
 	reserved := len(object)
-	err := EachChunk(src, func(raw []byte) (err error) {
+	err := eachChunk(w.raw, src, func(raw []byte) (err error) {
 		sum.Write(raw)
 		if _, err := b.check.Write(raw); err != nil {
 			return err
 		}
 		first := len(object) == reserved
-		object, err = b.enc.AppendFrame(object, raw)
+		object, err = w.enc.AppendFrame(object, raw)
 		if first && err == nil {
 			// As much for each piece to come, so that it is not copied often.
 			pieces := (size - 1) / int64(len(raw))
@@ -155,15 +160,16 @@ func (b *walBuilder) inMemory(src io.Reader, size int64) (storage.Source, error)
 	if err != nil {
 		return nil, err
 	}
+	w.frames = object
 	b.sum = [32]byte(sum.Sum(nil))
 	if to.Empty() {
 		compress.AppendSkippable(object[:0], b.sum[:])
-		return storage.Bytes(object), nil
+		return object, nil
 	}
 	frames := object[reserved:]
-	var body bytes.Buffer
+	body := bytes.NewBuffer(w.sealed[:0])
 	body.Grow(len(frames) + len(frames)>>11 + headSize)
-	seal, err := hashedHead(&body, to, b.sum)
+	seal, err := hashedHead(body, to, b.sum)
 	if err == nil {
 		_, err = seal.Write(frames)
 	}
@@ -173,10 +179,11 @@ func (b *walBuilder) inMemory(src io.Reader, size int64) (storage.Source, error)
 	if err != nil {
 		return nil, fmt.Errorf("seal %s: %w", b.file.Name, err)
 	}
-	return storage.Bytes(body.Bytes()), nil
+	w.sealed = body.Bytes()
+	return w.sealed, nil
 }
 
-func (b *walBuilder) spooled(src io.ReadSeeker, s *spool) error {
+func (b *walBuilder) spooled(w *workshop, src io.ReadSeeker, s *spool) error {
 	if err := b.hash(src); err != nil {
 		return err
 	}
@@ -188,11 +195,10 @@ func (b *walBuilder) spooled(src io.ReadSeeker, s *spool) error {
 		return fmt.Errorf("seal %s: %w", b.file.Name, err)
 	}
 	again := sha256.New()
-	var frame []byte
-	err = EachChunk(src, func(raw []byte) (err error) {
+	err = eachChunk(w.raw, src, func(raw []byte) (err error) {
 		again.Write(raw)
-		if frame, err = b.enc.AppendFrame(frame[:0], raw); err == nil {
-			_, err = seal.Write(frame)
+		if w.frames, err = w.enc.AppendFrame(w.frames[:0], raw); err == nil {
+			_, err = seal.Write(w.frames)
 		}
 		return err
 	})

@@ -60,9 +60,8 @@ func (d *decoder) byte() byte {
 
 func (d *decoder) uint() uint64 {
 	if d.err == nil {
-		// Sections have millions of these.
-		if v, n := binary.Uvarint(d.b[d.at:]); n > 0 {
-			d.at += n
+		if v, at := nextUint(d.b, d.at); at <= len(d.b) {
+			d.at = at
 			return v
 		}
 	}
@@ -82,13 +81,19 @@ func (d *decoder) uint() uint64 {
 	}
 }
 
-func (d *decoder) int() int64 {
-	u := d.uint()
-	v := int64(u >> 1)
-	if u&1 != 0 {
-		v = ^v
+func (d *decoder) int() int64 { return zigzag(d.uint()) }
+
+// zigzag is the signed number that u stands for.
+func zigzag(u uint64) int64 { return int64(u>>1) ^ -int64(u&1) }
+
+// nextUint is the number at a place in b, and where the next one is: behind the
+// end of b, if there is none or it is malformed.
+func nextUint(b []byte, at int) (v uint64, next int) {
+	v, n := binary.Uvarint(b[min(at, len(b)):])
+	if n <= 0 {
+		return 0, len(b) + 1
 	}
-	return v
+	return v, at + n
 }
 
 // size is a length or offset; beyond limit it is malformed.

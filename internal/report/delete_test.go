@@ -101,7 +101,7 @@ func TestDeletedJSON(t *testing.T) {
 	}
 	const older, newer = "20261119T101530Z-aaaaaa", "20261120T101530Z-k3v7qa"
 	want := map[string]any{
-		"system_identifier": "7", "confirmed": true, "wal_stays": "something is not known",
+		"system_identifier": "7", "confirmed": true, "extended": 0.0, "wal_stays": "something is not known",
 		"backups": []any{
 			backup(older, "2026-11-19T12:15:31+02:00", 31, false, false),
 			backup(newer, "2026-11-20T12:17:00.25+02:00", 1, true, false, "keep_daily 2026-11-20", "marked to be kept"),

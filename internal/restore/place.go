@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
-	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -38,6 +37,10 @@ const maxFinal = 64 << 20
 // pending is a file of the batch.
 type pending struct {
 	repo.Entry
+	// writing is held while pieces are written: the kernel lets one into a file
+	// at a time, and who waits there keeps a processor from the other workers.
+	writing sync.Mutex
+
 	mu   sync.Mutex
 	sums []sum  // checksums of the pieces, by offset when complete
 	body []byte // of a final file, which is held until its turn; otherwise nil
@@ -139,14 +142,14 @@ func (x *run) plan(p *plan, f *pending, parts []repo.FilePart) error {
 	offset, zero := int64(0), f.Size == 0
 	for _, part := range parts {
 		for _, r := range part.Runs {
-			if r.Zero {
+			if r.Zero() {
 				zero = true
 				f.sums = append(f.sums, sum{offset, r.Length, x.powers.zeros(r.Length)})
 				x.meter.written.Add(r.Length)
 				offset += r.Length
 				continue
 			}
-			offset = p.add(f, r, part.Section.Frames[r.Pack], offset)
+			offset = p.add(f, r, part.Section.PackOf(r), offset)
 		}
 	}
 	if zero && f.body == nil {
@@ -157,15 +160,15 @@ func (x *run) plan(p *plan, f *pending, parts []repo.FilePart) error {
 
 // add cuts a run at the borders of frames. The section was refused if a run
 // is not covered by them.
-func (p *plan) add(f *pending, r repo.Run, frames []repo.Frame, offset int64) int64 {
-	byOffset := p.packs[r.Pack]
+func (p *plan) add(f *pending, r repo.Run, pack *repo.PackFrames, offset int64) int64 {
+	byOffset := p.packs[pack.PackID]
 	if byOffset == nil {
 		byOffset = make(map[int64]*framePlan)
-		p.packs[r.Pack] = byOffset
+		p.packs[pack.PackID] = byOffset
 	}
 	raw, left := r.Raw, r.Length
-	for i, _ := repo.FrameAt(frames, raw); left > 0; i++ {
-		fr := frames[i]
+	for i, _ := repo.FrameAt(pack.Frames, raw); left > 0; i++ {
+		fr := pack.Frames[i]
 		plan := byOffset[fr.Offset]
 		if plan == nil {
 			plan = &framePlan{Frame: fr}
@@ -244,22 +247,26 @@ func (x *run) execute(ctx context.Context, p *plan, packs map[repo.PackID]repo.P
 		return cmp.Or(cmp.Compare(a.Backup, b.Backup), cmp.Compare(a.Number, b.Number))
 	})
 	g, ctx := errgroup.WithContext(ctx)
+	// While one answer is awaited, another comes.
+	fetches := max(x.Concurrency, minFetches)
+	// Twice as many as there are processors for them: half of their time goes into
+	// writing, where two often want the same file.
+	workers := 2 * x.Concurrency
 	jobs := make(chan frameJob, x.Concurrency)
-	buffers := make(chan []byte, 2*max(x.Concurrency, minFetches))
+	buffers := make(chan []byte, fetches+workers)
 	for range cap(buffers) {
 		buffers <- nil // grown at first use
 	}
 	g.Go(func() error {
 		defer close(jobs)
 		fetch, ctx := errgroup.WithContext(ctx)
-		// More than there are workers: while one answer is awaited, another comes.
-		fetch.SetLimit(max(x.Concurrency, minFetches))
+		fetch.SetLimit(fetches)
 		for _, id := range ids {
 			fetch.Go(func() error { return x.fetch(ctx, id, p.packs[id], packs, jobs, buffers) })
 		}
 		return fetch.Wait()
 	})
-	for range x.Concurrency {
+	for range workers {
 		g.Go(func() error { return x.write(ctx, jobs, buffers) })
 	}
 	return g.Wait()
@@ -345,46 +352,58 @@ func (x *run) write(ctx context.Context, jobs <-chan frameJob, buffers chan<- []
 	}
 }
 
-// writePieces writes the pieces of one frame, opening each file once.
-func (x *run) writePieces(raw []byte, pieces []piece) (err error) {
-	var open *os.File
-	var of *pending
-	shut := func() error {
-		if open == nil {
-			return nil
+// writePieces writes the pieces of one frame, those of one file after another.
+func (x *run) writePieces(raw []byte, pieces []piece) error {
+	for len(pieces) > 0 {
+		f, n := pieces[0].file, 1
+		for n < len(pieces) && pieces[n].file == f {
+			n++
 		}
-		err := open.Close()
-		open = nil
-		return x.dest.explain(err)
+		if err := x.writeFile(f, raw, pieces[:n]); err != nil {
+			return err
+		}
+		pieces = pieces[n:]
 	}
-	defer func() { err = errors.Join(err, shut()) }()
+	return nil
+}
+
+func (x *run) writeFile(f *pending, raw []byte, pieces []piece) (err error) {
+	f.add(raw, pieces)
 	for _, p := range pieces {
-		body := raw[p.inFrame : p.inFrame+p.length]
-		crc := crc32.Checksum(body, crcTable)
-		p.file.mu.Lock()
-		p.file.sums = append(p.file.sums, sum{p.offset, p.length, crc})
-		if p.file.body != nil {
-			copy(p.file.body[p.offset:], body)
-		}
-		p.file.mu.Unlock()
 		x.meter.written.Add(p.length)
-		if p.file.body != nil {
-			continue
-		}
-		if p.file != of {
-			if err := shut(); err != nil {
-				return err
-			}
-			if open, err = x.dest.open(p.file.Path, p.file.Mode); err != nil {
-				return err
-			}
-			of = p.file
-		}
-		if _, err := open.WriteAt(body, p.offset); err != nil {
+	}
+	if f.body != nil {
+		return nil
+	}
+	open, err := x.dest.open(f.Path, f.Mode)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, x.dest.explain(open.Close())) }()
+	f.writing.Lock()
+	defer f.writing.Unlock()
+	for _, p := range pieces {
+		if _, err := open.WriteAt(raw[p.inFrame:p.inFrame+p.length], p.offset); err != nil {
 			return x.dest.explain(err)
 		}
 	}
 	return nil
+}
+
+// add notes the checksums of pieces, and keeps them if the file is one that is held.
+func (f *pending) add(raw []byte, pieces []piece) {
+	sums := make([]sum, len(pieces))
+	for i, p := range pieces {
+		sums[i] = sum{p.offset, p.length, crc32.Checksum(raw[p.inFrame:p.inFrame+p.length], crcTable)}
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.sums = append(f.sums, sums...)
+	if f.body != nil {
+		for _, p := range pieces {
+			copy(f.body[p.offset:], raw[p.inFrame:p.inFrame+p.length])
+		}
+	}
 }
 
 // complete adds a file whose pieces are all written to PostgreSQL's manifest.

@@ -74,7 +74,7 @@ type chain struct {
 	enc     *compress.Encoder
 	files   [][]byte
 	runs    [][]repo.Run // for each block of a file, where it lies
-	frames  map[repo.PackID][]repo.Frame
+	packs   []repo.PackFrames
 	list    map[repo.PackID]repo.Pack
 	backups []*repo.Backup
 }
@@ -93,7 +93,7 @@ func newChain(t testing.TB, sealed bool, codec string) *chain {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &chain{t: t, dir: dir, store: &counted{Bucket: b}, rand: rand.New(rand.NewPCG(1, 2)), frames: make(map[repo.PackID][]repo.Frame), list: make(map[repo.PackID]repo.Pack)}
+	c := &chain{t: t, dir: dir, store: &counted{Bucket: b}, rand: rand.New(rand.NewPCG(1, 2)), list: make(map[repo.PackID]repo.Pack)}
 	var keys repo.Keys
 	if sealed {
 		identity, recipient, err := crypto.Generate(false)
@@ -155,10 +155,14 @@ func (c *chain) backup(changed func(file int) []int) {
 		ref, err := data.Append(gctx, frame, int64(len(raw)))
 		c.check(err)
 		id := repo.PackID{Backup: name, Number: ref.Pack}
-		for i, r := range waiting {
-			*r = repo.Run{Length: testBlock, Pack: id, Raw: ref.RawOffset + int64(i)*testBlock}
+		if n := len(c.packs); n == 0 || c.packs[n-1].PackID != id {
+			c.packs = append(c.packs, repo.PackFrames{PackID: id})
 		}
-		c.frames[id] = append(c.frames[id], ref.Frame())
+		own := &c.packs[len(c.packs)-1]
+		own.Frames = append(own.Frames, ref.Frame())
+		for i, r := range waiting {
+			*r = repo.Run{Length: testBlock, Pack: int32(len(c.packs)), Raw: ref.RawOffset + int64(i)*testBlock}
+		}
 		raw, waiting = nil, nil
 	}
 	for n, body := range c.files {
@@ -191,10 +195,10 @@ func (c *chain) backup(changed func(file int) []int) {
 			runs = append(runs, r)
 		}
 		c.check(m.Add(gctx, repo.Entry{Kind: repo.EntryFile, Path: fmt.Sprintf("base/%04d", n), Mode: 0o600, ModTime: testTime, Size: int64(len(body))},
-			[]repo.FilePart{{Part: repo.Part{Runs: runs}, Section: &repo.Section{Frames: c.frames}, Index: -1}}))
+			[]repo.FilePart{{Part: repo.Part{Runs: runs}, Section: &repo.Section{Packs: c.packs}, Index: -1}}))
 	}
 	c.check(m.Add(gctx, repo.Entry{Kind: repo.EntryFile, Path: postgres.ControlPath, Mode: 0o600, ModTime: testTime, Size: 512, Final: true},
-		[]repo.FilePart{{Part: repo.Part{Runs: []repo.Run{{Length: 512, Pack: last, Raw: ref.RawOffset}}}, Section: &repo.Section{Frames: map[repo.PackID][]repo.Frame{last: {ref.Frame()}}}, Index: -1}}))
+		[]repo.FilePart{{Part: repo.Part{Runs: []repo.Run{{Length: 512, Pack: 1, Raw: ref.RawOffset}}}, Section: &repo.Section{Packs: []repo.PackFrames{{PackID: last, Frames: []repo.Frame{ref.Frame()}}}}, Index: -1}}))
 	c.check(data.Close())
 	totals, err := m.Finish(gctx)
 	c.check(err)
@@ -312,7 +316,7 @@ func TestPlaceSwapped(t *testing.T) {
 	c.full(1, 3000)
 	c.most()
 	name := c.backups[0].Name
-	frames := c.frames[repo.PackID{Backup: name}]
+	frames := c.packs[0].Frames
 	n := frames[0].Length
 	if n != frames[1].Length {
 		t.Fatal("the frames are not of one length")

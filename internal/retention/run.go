@@ -94,7 +94,7 @@ func (p *Plan) possible(s *state) error {
 		i := slices.IndexFunc(p.Decisions, func(d *Decision) bool { return d.Name == name })
 		switch _, unread := p.Unread[name]; {
 		case i >= 0 && p.Decisions[i].Keep():
-			return errs.New(errs.Locked, "Run it again when that is over.", "backup %s stays: %s", name, p.Decisions[i].Reasons[0])
+			return errs.New(errs.Locked, "Run it again when that is over; a claim of a host that is dead expires a quarter of an hour after its last renewal.", "backup %s stays: %s", name, p.Decisions[i].Reasons[0])
 		case i < 0 && !unread:
 			return unknown(name)
 		}

@@ -139,6 +139,9 @@ func (w *walPlan) horizons(stay []*Decision, scan *repo.WALScan, size postgres.S
 				}
 			}
 		}
+		if all := w.kept[d.Timeline]; len(all) > 0 && all[len(all)-1].last == endless {
+			n = all[len(all)-1].first
+		}
 		if d.Keep() && !d.Continuous && d.StartLSN.Segment(size) < n {
 			from[d.Timeline] = n
 		}
@@ -150,15 +153,16 @@ func (w *walPlan) horizons(stay []*Decision, scan *repo.WALScan, size postgres.S
 	return all
 }
 
-// timelines are those of which something can go.
+// timelines are those that are known: also where no segment goes there may be
+// ranges of segments that are whole now.
 func (w *walPlan) timelines() []postgres.Timeline {
 	all := make(map[postgres.Timeline]bool)
-	for t, before := range w.old {
-		all[t] = before > 0
-	}
-	for t := range w.dead {
+	for t := range w.kept {
 		all[t] = true
 	}
-	maps.DeleteFunc(all, func(_ postgres.Timeline, some bool) bool { return !some })
+	for t := range w.old {
+		all[t] = true
+	}
+	maps.Copy(all, w.dead)
 	return slices.Sorted(maps.Keys(all))
 }

@@ -331,8 +331,8 @@ func (w *world) fresh(data *repo.Writer, name repo.BackupName, content string) (
 	}
 	id := repo.PackID{Backup: name, Number: ref.Pack}
 	return []repo.FilePart{{
-		Part:    repo.Part{Runs: []repo.Run{{Length: int64(len(content)), Pack: id, Raw: ref.RawOffset}}},
-		Section: &repo.Section{Frames: map[repo.PackID][]repo.Frame{id: {ref.Frame()}}}, Index: -1,
+		Part:    repo.Part{Runs: []repo.Run{{Length: int64(len(content)), Pack: 1, Raw: ref.RawOffset}}},
+		Section: &repo.Section{Packs: []repo.PackFrames{{PackID: id, Frames: []repo.Frame{ref.Frame()}}}}, Index: -1,
 	}}, nil
 }
 
@@ -368,13 +368,13 @@ func (w *world) restores(b *repo.Backup) {
 		var got bytes.Buffer
 		for _, p := range parts {
 			for _, run := range p.Runs {
-				frames := p.Section.Frames[run.Pack]
-				at, ok := repo.FrameAt(frames, run.Raw)
+				pack := p.Section.PackOf(run)
+				at, ok := repo.FrameAt(pack.Frames, run.Raw)
 				if !ok {
 					w.t.Fatalf("backup %s: a run has no frame", b.Name)
 				}
-				f := frames[at]
-				err := w.repo.ReadFrames(ctx, b.Cluster, run.Pack.Backup, packs[run.Pack], []repo.Extent{{Offset: f.Offset, Length: f.Length}}, func(s *repo.PackStream) error {
+				f := pack.Frames[at]
+				err := w.repo.ReadFrames(ctx, b.Cluster, pack.Backup, packs[pack.PackID], []repo.Extent{{Offset: f.Offset, Length: f.Length}}, func(s *repo.PackStream) error {
 					stored := make([]byte, f.Length)
 					if err := s.ReadFrame(f.Offset, stored); err != nil {
 						return err

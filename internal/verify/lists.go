@@ -273,14 +273,14 @@ func (w *walk) file(e repo.Entry, parts []repo.FilePart) error {
 			return err
 		}
 		for _, r := range part.Runs {
-			if !r.Zero && w.Depth == Deep && !w.known {
+			if !r.Zero() && w.Depth == Deep && !w.known {
 				if path < 0 {
 					var err error
 					if path, err = w.plans.path(e.Path); err != nil {
 						return err
 					}
 				}
-				if err := w.bytes(e, r, offset, path); err != nil {
+				if err := w.bytes(e, r, part.Section, offset, path); err != nil {
 					return err
 				}
 			}
@@ -302,12 +302,13 @@ func (w *walk) table(s *repo.Section) error {
 			w.noted[id] = true
 		}
 	}
-	for id, frames := range s.Frames {
+	for _, pack := range s.Packs {
+		id := pack.PackID
 		p, ok := w.packs[id]
 		if !ok {
 			return errs.New(errs.Damaged, "", "it needs pack %08x of %s, which is not in the list of packs", id.Number, id.Backup)
 		}
-		for _, f := range frames {
+		for _, f := range pack.Frames {
 			if f.Offset+f.Length > p.Size {
 				return errs.New(errs.Damaged, "", "it has a frame at %d of pack %08x of %s, which has %d bytes", f.Offset, id.Number, id.Backup, p.Size)
 			}
@@ -322,9 +323,9 @@ func (w *walk) table(s *repo.Section) error {
 }
 
 // bytes notes what the bytes of a run must be.
-func (w *walk) bytes(e repo.Entry, r repo.Run, offset, path int64) error {
+func (w *walk) bytes(e repo.Entry, r repo.Run, s *repo.Section, offset, path int64) error {
 	if e.HasSum && r.Length == e.Size {
-		if err := w.plans.addSum(r.Pack, r.Raw, r.Length, e.Sum, path); err != nil {
+		if err := w.plans.addSum(s.PackOf(r).PackID, r.Raw, r.Length, e.Sum, path); err != nil {
 			return err
 		}
 	}
@@ -335,5 +336,5 @@ func (w *walk) bytes(e repo.Entry, r repo.Run, offset, path int64) error {
 		return nil
 	}
 	first := class.Rel.FirstBlock(w.cluster.RelSegBlocks) + uint32(offset/page)
-	return w.plans.addPages(r.Pack, r.Raw, r.Length-r.Length%page, first, path)
+	return w.plans.addPages(s.PackOf(r).PackID, r.Raw, r.Length-r.Length%page, first, path)
 }

@@ -95,14 +95,14 @@ type simPacks struct {
 	name        repo.BackupName
 	number      uint32
 	offset, raw int64
-	frames      map[repo.PackID][]repo.Frame
-	left        int64 // of the frame that is being filled
+	open        []repo.PackFrames // with the frames of the part that is made
+	left        int64             // of the frame that is being filled
 	at          int64
 	list        []repo.Pack
 }
 
-// frame begins the next frame of n raw bytes.
-func (p *simPacks) frame(n, stored int64) (repo.PackID, int64) {
+// frame begins the next frame of n raw bytes; pack is 1 + its index in open.
+func (p *simPacks) frame(n, stored int64) (pack int32, at int64) {
 	if p.number == 0 || p.offset >= simPackBytes {
 		p.number++
 		p.offset, p.raw = 0, 0
@@ -113,15 +113,19 @@ func (p *simPacks) frame(n, stored int64) (repo.PackID, int64) {
 		p.list = append(p.list, pack)
 	}
 	id := repo.PackID{Backup: p.name, Number: simFirstPack + p.number}
-	p.frames[id] = append(p.frames[id], repo.Frame{Offset: p.offset, Length: stored, RawOffset: p.raw, RawLen: n, Ending: [4]byte(binary.LittleEndian.AppendUint32(nil, rand.Uint32()))})
-	at := p.raw
+	if last := len(p.open) - 1; last < 0 || p.open[last].PackID != id {
+		p.open = append(p.open, repo.PackFrames{PackID: id})
+	}
+	last := &p.open[len(p.open)-1]
+	last.Frames = append(last.Frames, repo.Frame{Offset: p.offset, Length: stored, RawOffset: p.raw, RawLen: n, Ending: [4]byte(binary.LittleEndian.AppendUint32(nil, rand.Uint32()))})
+	at = p.raw
 	p.offset, p.raw = p.offset+stored, p.raw+n
-	return id, at
+	return int32(len(p.open)), at
 }
 
 // fresh is the content of two files that are read whole, side by side.
 func (p *simPacks) fresh(random *rand.Rand) [2][]repo.FilePart {
-	p.frames = make(map[repo.PackID][]repo.Frame)
+	p.open = nil
 	var runs [2][]repo.Run
 	for n := 0; n < 2*simFile; n += simFrame {
 		of := &runs[n/simStretch%2]
@@ -132,7 +136,7 @@ func (p *simPacks) fresh(random *rand.Rand) [2][]repo.FilePart {
 		}
 		*of = append(*of, repo.Run{Length: simFrame, Pack: id, Raw: at})
 	}
-	section := &repo.Section{Frames: p.frames}
+	section := &repo.Section{Packs: p.open}
 	var parts [2][]repo.FilePart
 	for i := range parts {
 		parts[i] = []repo.FilePart{{Part: repo.Part{Runs: runs[i]}, Section: section, Index: -1}}
@@ -152,8 +156,8 @@ func (p *simPacks) change(parts []repo.FilePart, pages []int64) []repo.FilePart 
 			begin = end
 			continue
 		}
-		p.frames = make(map[repo.PackID][]repo.Frame)
-		p.left = 0
+		p.open, p.left = nil, 0
+		lent := int32(len(part.Section.Packs))
 		runs := make([]repo.Run, 0, len(part.Runs)+2*len(pages))
 		add := func(r repo.Run) {
 			if last := len(runs) - 1; last >= 0 && runs[last].Pack == r.Pack && runs[last].Raw+runs[last].Length == r.Raw {
@@ -162,7 +166,7 @@ func (p *simPacks) change(parts []repo.FilePart, pages []int64) []repo.FilePart 
 			}
 			runs = append(runs, r)
 		}
-		var id repo.PackID
+		var id int32
 		at := begin
 		for _, r := range part.Runs {
 			stop := at + r.Length
@@ -182,20 +186,14 @@ func (p *simPacks) change(parts []repo.FilePart, pages []int64) []repo.FilePart 
 					id, p.at = p.frame(n, n*simStored/simFrame)
 					p.left = n
 				}
-				add(repo.Run{Length: simPage, Pack: id, Raw: p.at})
+				add(repo.Run{Length: simPage, Pack: lent + id, Raw: p.at})
 				p.at, p.left = p.at+simPage, p.left-simPage
 				raw, at = raw+simPage, at+simPage
 				next++
 			}
 		}
-		frames := make(map[repo.PackID][]repo.Frame, len(part.Section.Frames)+len(p.frames))
-		for id, f := range part.Section.Frames {
-			frames[id] = f
-		}
-		for id, f := range p.frames {
-			frames[id] = f
-		}
-		out = append(out, repo.FilePart{Part: repo.Part{Runs: runs}, Section: &repo.Section{Frames: frames}, Index: -1})
+		section := &repo.Section{Packs: slices.Concat(part.Section.Packs, p.open)}
+		out = append(out, repo.FilePart{Part: repo.Part{Runs: runs}, Section: section, Index: -1})
 		begin = end
 	}
 	return out
@@ -228,7 +226,7 @@ func (s *simulation) backup(title string, fraction float64, every int) simulated
 	w, err := s.repo.NewManifestWriter(set, repo.ManifestHeader{Backup: name, BlockSize: simPage, Mode: 0o700}, nil)
 	s.check(err)
 	defer w.Close()
-	packs := &simPacks{name: name, frames: make(map[repo.PackID][]repo.Frame)}
+	packs := &simPacks{name: name}
 	var known map[repo.PackID]repo.Pack
 	if len(s.chain) == 0 {
 		for n := 0; n < s.files; n += 2 {

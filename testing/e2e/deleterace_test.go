@@ -141,9 +141,9 @@ func (s *site) beside(name string) []string {
 	return append(s.env(), "AGENT_STATE_DIR="+filepath.Join(s.base, name))
 }
 
-// TestDeleteBesideBackup holds an incremental backup up: its parent, and what
-// that one borrows from, stay, whoever deletes. When it is done it is whole, and
-// its parent can go.
+// TestDeleteBesideBackup holds an incremental backup up: its parent stays, whoever
+// deletes, and with it what the parent has borrowed of a backup that may go. When it
+// is done it is whole, and its parent can go, too.
 func TestDeleteBesideBackup(t *testing.T) {
 	t.Parallel()
 	m := newMementos(t, plan{})
@@ -151,16 +151,16 @@ func TestDeleteBesideBackup(t *testing.T) {
 	held := read(t, m.Server)
 	p := m.pushStopped(t)
 	other := m.beside("other")
-	for _, args := range [][]string{{"target", second.Name}, {"target", full.Name}, {"everything"}, {"everything", "FORCE"}} {
+	for _, args := range [][]string{{"target", second.Name}, {"target", full.Name, second.Name}, {"everything"}, {"everything", "FORCE"}} {
 		r := harness.Agent(t, other, slices.Concat([]string{"delete"}, args, []string{"--confirm"})...)
 		hinted(t, r, 8, nameIn(t, p.Stderr()))
 	}
 	d := m.removes(t, "before", "2100-01-01 00:00:00+00")
-	if got := d.kept(); !slices.Equal(got, names(full, second)) {
+	if got := d.kept(); !slices.Equal(got, names(second)) {
 		t.Errorf("kept are %q", got)
 	}
-	if why := d.why(full.Name); !strings.Contains(why, "which is being made, needs it") {
-		t.Errorf("the full one stays for %q", why)
+	if why := d.why(second.Name); !strings.Contains(why, "which is being made, needs it") {
+		t.Errorf("the parent stays for %q", why)
 	}
 	p.Signal(syscall.SIGCONT)
 	b := parse[incremental](t, must(t, p.Wait()).Stdout)
@@ -169,7 +169,7 @@ func TestDeleteBesideBackup(t *testing.T) {
 	}
 	m.made, m.held[b.Name] = append(m.made, b), held
 	m.switchWAL(t)
-	m.removes(t, "target", full.Name, second.Name)
+	m.removes(t, "target", second.Name)
 	if got := m.exact(t); !slices.Equal(got, names(b)) {
 		t.Errorf("there are %q", got)
 	}
@@ -185,7 +185,9 @@ func TestBackupBesideDelete(t *testing.T) {
 	c.take(t)
 	second := c.take(t)
 	for _, killed := range []bool{false, true} {
-		reached, open := c.gate.hold(removal)
+		reached, open := c.gate.hold(func(r *http.Request) bool {
+			return (r.Method == http.MethodDelete || removal(r)) && !strings.Contains(r.URL.Path, "/tomb/")
+		})
 		p := harness.StartAgent(t, c.env(), "delete", "target", second.Name, "--confirm")
 		awaitHeld(t, p, reached)
 		hinted(t, c.deletes(t, "garbage"), 8, "another delete of cluster")
@@ -371,13 +373,14 @@ func TestDeleteKilled(t *testing.T) {
 		}
 		must(t, s.agent(t, args...))
 		got = c.all(t, fmt.Sprintf("try%d", n))
+		// What is left of a backup that was hidden a moment ago might be of one that
+		// another host is making: it goes when it is a day old.
 		for key := range got {
-			if got[key] != want[key] {
+			parts := strings.Split(key, "/")
+			hidden := len(parts) > 4 && parts[2] == "backup" && parts[4] != "backup.json" && !slices.Contains(there, parts[3])
+			if got[key] != want[key] && !hidden {
 				t.Errorf("killed after %d changes, %s is left", n-1, key)
 			}
-		}
-		if len(got) != len(want) {
-			t.Errorf("killed after %d changes, then there are %d objects, not %d", n-1, len(got), len(want))
 		}
 	}
 	if kills < 6 {

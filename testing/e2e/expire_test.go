@@ -194,13 +194,13 @@ func TestExpire(t *testing.T) {
 					gone, bytes = gone+1, bytes+int64(len(body))
 				}
 			}
-			if at := done.Repositories[0]; at.Backups.Objects+at.WAL.Objects != gone || at.Backups.Bytes+at.WAL.Bytes != bytes {
+			if at := done.Repositories[0]; at.Backups.Objects+at.Garbage.Objects+at.WAL.Objects != gone || at.Backups.Bytes+at.Garbage.Bytes+at.WAL.Bytes != bytes {
 				t.Errorf("%d objects of %d bytes are gone, told are %+v", gone, bytes, at)
 			}
 			if again := m.removes(t, c.args...); again.Repositories[0].Backups.Objects+again.Repositories[0].WAL.Objects != 0 {
 				t.Errorf("the same again deletes %+v", again.Repositories[0])
 			}
-			if len(want) > 0 && len(c.own) == 0 {
+			if len(want) > 0 {
 				m.walVerify(t, 0)
 			}
 			if !c.real {

@@ -71,9 +71,9 @@ func (s *site) standbyPush(t *testing.T, meanwhile func()) backup {
 }
 
 // pushStopped begins a backup and stops the agent in the middle of copying.
-func (s *site) pushStopped(t *testing.T, args ...string) *harness.Process {
+func (s *site) pushStopped(t *testing.T) *harness.Process {
 	t.Helper()
-	push := harness.StartAgent(t, s.env(), append([]string{"backup-push", "--json", "--read-rate", "12MB"}, args...)...)
+	push := harness.StartAgent(t, s.env(), "backup-push", "--json", "--read-rate", "12MB")
 	awaitLine(t, push, "backup started")
 	push.Signal(syscall.SIGSTOP)
 	return push

@@ -36,6 +36,16 @@ func (s *suite) testRoundTrip() {
 			s.Fatalf("put %d bytes from a reader: %+v, want SHA-256 %x", size, info, sum)
 		}
 		s.wantObject(s.b, key, data)
+		// And when nobody asks what it is.
+		key += "/unhashed"
+		info, err = s.b.Put(s.ctx, key, storage.Bytes(data), storage.PutOptions{Unhashed: true})
+		if err != nil {
+			s.Fatalf("put %d bytes without a digest: %v", size, err)
+		}
+		if none := [32]byte{}; info.Key != key || info.Size != size || info.SHA256 != sum && info.SHA256 != none {
+			s.Fatalf("put %d bytes without a digest: %+v, want SHA-256 %x or none", size, info, sum)
+		}
+		s.wantObject(s.b, key, data)
 	}
 }
 
