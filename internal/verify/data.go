@@ -3,6 +3,7 @@ package verify
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -52,9 +53,10 @@ func (x *run) pack(ctx context.Context, id repo.PackID, at []*place) error {
 	o := object{key: x.Cluster.PackKey(id), want: &digest, pack: &id}
 	if x.Depth != Deep {
 		_, err := x.examine(ctx, o, at, nil)
-		return err
+		return errors.Join(err, x.checkpoint())
 	}
 	var wrong error
+	pages := 0
 	_, err := x.examine(ctx, o, at, func(only *repo.Repository) error {
 		c, err := x.expected(id, p)
 		if err != nil {
@@ -65,7 +67,7 @@ func (x *run) pack(ctx context.Context, id repo.PackID, at []*place) error {
 		err = only.ReadOpened(ctx, x.Cluster, id.Backup, p.Pack, func(opened io.Reader) { odd = c.check(opened) })
 		if err == nil {
 			// What is odd about a copy that is damaged says nothing.
-			wrong = odd
+			wrong, pages = odd, len(*found)
 			x.bad.add(id.Backup, *found, x.plans.named)
 		}
 		return err
@@ -73,7 +75,13 @@ func (x *run) pack(ctx context.Context, id repo.PackID, at []*place) error {
 	if err == nil && wrong != nil {
 		x.malformed(o.key, &id, nil, wrong)
 	}
-	return err
+	if wrong != nil || pages > 0 {
+		// It is to be told the next time, too.
+		for _, place := range at {
+			place.seen.forget(o.identity())
+		}
+	}
+	return errors.Join(err, x.checkpoint())
 }
 
 // expected is what a pack must hold. A page that was torn while it was read is

@@ -128,6 +128,7 @@ type run struct {
 	mu     sync.Mutex
 	result *Result
 	oldest time.Time // of what was left out since it was found good then
+	saved  time.Time // when what was found good was last written down
 	meter  struct{ done, total atomic.Int64 }
 }
 
@@ -153,7 +154,7 @@ func (p *place) down() error {
 // with the backups is in the result, whose Err says whether it is a failure.
 func Run(ctx context.Context, r *repo.Repository, o Options) (_ *Result, err error) {
 	x := &run{
-		Options: o, repo: r, began: o.Now(), oldest: o.Now(), reach: archive.ToStop,
+		Options: o, repo: r, began: o.Now(), oldest: o.Now(), saved: o.Now(), reach: archive.ToStop,
 		packs: make(map[repo.PackID]*pack), noted: make(map[sectionID]bool),
 		plans: newPlans(filepath.Join(o.StateDir, "spool")), bad: newBadPages(), damagedWAL: make(map[string]bool),
 		result: &Result{Cluster: o.Cluster, Depth: o.Depth, ToLatest: o.ToLatest, required: make(map[string]bool)},
@@ -257,6 +258,24 @@ func (x *run) remember() error {
 		all = append(all, p.seen.save())
 	}
 	return errors.Join(all...)
+}
+
+// saveEvery is how much of the work a run that is killed may lose.
+const saveEvery = time.Minute
+
+// checkpoint writes down what was found good, if that was long ago.
+func (x *run) checkpoint() error {
+	now := x.Now()
+	x.mu.Lock()
+	due := now.Sub(x.saved) >= saveEvery
+	if due {
+		x.saved = now
+	}
+	x.mu.Unlock()
+	if !due {
+		return nil
+	}
+	return x.remember()
 }
 
 // fresh reports whether an object need not be read.

@@ -95,6 +95,9 @@ func (x *run) goodWAL(name string, o repo.WALObject) {
 	if p := x.at(name); p != nil {
 		p.seen.add(walIdentity(o), true, x.began)
 	}
+	if err := x.checkpoint(); err != nil {
+		x.Log.Warn("what was verified is not remembered", "error", line(err))
+	}
 }
 
 // walFinding takes what the archive's verification has found, and repairs it.
