@@ -30,7 +30,7 @@ func (r *Repository) PutSummary(ctx context.Context, cluster ClusterID, f postgr
 		return fmt.Errorf("seal summary of %s: %w", f.Name, err)
 	}
 	return r.everywhere(ctx, key, func(ctx context.Context, p *place) error {
-		_, err := p.Bucket.Put(ctx, key, storage.Bytes(body), storage.PutOptions{Lock: p.lock(r.now())})
+		_, err := p.Bucket.Put(ctx, key, storage.Bytes(body), storage.PutOptions{Unhashed: true, Lock: p.lock(r.now())})
 		if errors.Is(err, storage.ErrExists) {
 			r.log.Debug("there is a summary already", "wal", f.Name, "repository", p.Name)
 			return nil

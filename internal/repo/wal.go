@@ -66,7 +66,7 @@ func (r *Repository) PutWAL(ctx context.Context, cluster ClusterID, f postgres.W
 func (r *Repository) putHashed(ctx context.Context, key string, sum [32]byte, body *walBody) (existed bool, err error) {
 	var there atomic.Bool
 	err = r.everywhere(ctx, key, func(ctx context.Context, p *place) error {
-		_, err := p.Bucket.Put(ctx, key, body, storage.PutOptions{SHA256: body.sum, Lock: p.lock(r.now())})
+		_, err := p.Bucket.Put(ctx, key, body, storage.PutOptions{SHA256: body.sum, Unhashed: true, Lock: p.lock(r.now())})
 		if !errors.Is(err, storage.ErrExists) {
 			return err
 		}

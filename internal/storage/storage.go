@@ -29,8 +29,8 @@ type Bucket interface {
 	// behind that List or Get would show. A body that is shorter or longer
 	// than src.Size is refused with ErrBadLength, one whose SHA-256 is not
 	// opts.SHA256 with ErrBadDigest; an error of the body is passed up wrapped,
-	// without a class of this package. The returned Info has Size and SHA256
-	// of what was stored. After ErrUnavailable it may be that the object was
+	// without a class of this package. The returned Info has Size and, unless
+	// opts.Unhashed, SHA256 of what was stored. After ErrUnavailable it may be that the object was
 	// created and only the answer was lost: then a repeated Put gives
 	// ErrExists. ErrExists means that the object there is durable.
 	Put(ctx context.Context, key string, src Source, opts PutOptions) (Info, error)
@@ -98,6 +98,9 @@ type Source interface {
 type PutOptions struct {
 	// SHA256 is the expected digest of the body, if the caller knows it.
 	SHA256 *[32]byte
+	// Unhashed says that the caller has no use for Info.SHA256, which is zero then
+	// where the store needs no digest itself.
+	Unhashed bool
 	// Metadata is for people and life-cycle rules; nothing of ours reads it
 	// back. Stores without Capabilities.Metadata drop it.
 	Metadata map[string]string

@@ -144,8 +144,10 @@ func (b *Bucket) write(ctx context.Context, tmp *temp, src storage.Source, opts 
 	if err != nil {
 		return storage.Info{}, &bodyError{err}
 	}
-	h := sha256.New()
-	s := &sink{ctx: ctx, f: tmp.f, hash: h, left: src.Size()}
+	s := &sink{ctx: ctx, f: tmp.f, left: src.Size()}
+	if !opts.Unhashed || opts.SHA256 != nil {
+		s.hash = sha256.New()
+	}
 	err = s.copy(body)
 	if cerr := body.Close(); err == nil && cerr != nil {
 		err = &bodyError{cerr}
@@ -154,7 +156,9 @@ func (b *Bucket) write(ctx context.Context, tmp *temp, src storage.Source, opts 
 		return storage.Info{}, err
 	}
 	info := storage.Info{Size: src.Size()}
-	h.Sum(info.SHA256[:0])
+	if s.hash != nil {
+		s.hash.Sum(info.SHA256[:0])
+	}
 	if opts.SHA256 != nil && *opts.SHA256 != info.SHA256 {
 		return storage.Info{}, fmt.Errorf("%w: %x, not %x", storage.ErrBadDigest, info.SHA256, *opts.SHA256)
 	}
