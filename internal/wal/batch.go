@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -133,6 +134,9 @@ type ahead struct {
 func (a *ahead) archive(ctx context.Context, files []postgres.WALFile, asked <-chan struct{}) bool {
 	lastButOne, last := asked, asked
 	room := semaphore.NewWeighted(batchBytes)
+	// What is compressed takes a processor; more than there are would only get into
+	// each other's way. What is on its way to the store takes none.
+	processors := semaphore.NewWeighted(int64(runtime.GOMAXPROCS(0)))
 	var all sync.WaitGroup
 	var failed atomic.Bool
 	defer all.Wait()
@@ -149,9 +153,18 @@ func (a *ahead) archive(ctx context.Context, files []postgres.WALFile, asked <-c
 		if weight > batchBytes || room.Acquire(ctx, weight) != nil {
 			return false
 		}
+		if processors.Acquire(ctx, 1) != nil {
+			room.Release(weight)
+			return false
+		}
+		made := sync.OnceFunc(func() { processors.Release(1) })
 		turn, before, durable := lastButOne, last, make(chan struct{})
 		all.Go(func() {
-			one := func() bool { defer room.Release(weight); return a.one(ctx, f, path, turn, before, durable) }
+			one := func() bool {
+				defer room.Release(weight)
+				defer made()
+				return a.one(ctx, f, path, made, turn, before, durable)
+			}
 			ok := one()
 			a.ended(f.Name)
 			if !ok {
@@ -165,9 +178,9 @@ func (a *ahead) archive(ctx context.Context, files []postgres.WALFile, asked <-c
 	return !failed.Load()
 }
 
-// one archives a file, when its turn has come, and records it. durable is closed
-// when it and all that is before it are.
-func (a *ahead) one(ctx context.Context, f postgres.WALFile, path string, turn, before <-chan struct{}, durable chan<- struct{}) bool {
+// one archives a file, when its turn has come, and records it. made is called when
+// its object is, durable closed when it and all that is before it are durable.
+func (a *ahead) one(ctx context.Context, f postgres.WALFile, path string, made func(), turn, before <-chan struct{}, durable chan<- struct{}) bool {
 	await := func(ctx context.Context, c <-chan struct{}) error {
 		select {
 		case <-c:
@@ -186,6 +199,7 @@ func (a *ahead) one(ctx context.Context, f postgres.WALFile, path string, turn, 
 		return err
 	}
 	ready := func(ctx context.Context) error {
+		made()
 		err := await(ctx, turn)
 		if err == nil && a.shared.Load() {
 			err = await(ctx, before)
@@ -195,6 +209,7 @@ func (a *ahead) one(ctx context.Context, f postgres.WALFile, path string, turn, 
 	c, err := a.open(f, path, a.owner)
 	if err == nil {
 		if a.records.has(c.cluster, f.Name, c.info) {
+			made()
 			err = counts()
 		} else if existed, perr := a.put(ctx, c, ready); perr != nil {
 			err = perr
