@@ -1,7 +1,7 @@
 package early
 
 import (
-	"errors"
+	"io"
 	"os"
 	"os/signal"
 	"syscall"
@@ -44,12 +44,29 @@ func ask(name, question string, patience time.Duration) bool {
 	if err != nil {
 		return false
 	}
-	defer func() { _ = syscall.Close(fd) }() // the answer is here, or none is
+	if !send(fd, name, question, patience) || syscall.SetNonblock(fd, true) != nil {
+		_ = syscall.Close(fd) // nothing was asked, or in vain
+		return false
+	}
+	// A thread that waits in a system call is one that the runtime looks after,
+	// every 20 microseconds at first, which costs as much as all the rest here. It
+	// sleeps while it waits for a file that it polls.
+	conn := os.NewFile(uintptr(fd), name)
+	defer func() { _ = conn.Close() }() // the answer is here, or none is
+	if err := conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
+		return false
+	}
+	answer := make([]byte, len(yes))
+	_, err = io.ReadFull(conn, answer)
+	return err == nil && string(answer) == yes
+}
+
+// send connects to the process and asks it.
+func send(fd int, name, question string, patience time.Duration) bool {
 	limit := syscall.NsecToTimeval(patience.Nanoseconds())
-	for _, option := range []int{syscall.SO_SNDTIMEO, syscall.SO_RCVTIMEO} { // the first bounds connect(2), too
-		if err := syscall.SetsockoptTimeval(fd, syscall.SOL_SOCKET, option, &limit); err != nil {
-			return false
-		}
+	// It bounds connect(2), too.
+	if err := syscall.SetsockoptTimeval(fd, syscall.SOL_SOCKET, syscall.SO_SNDTIMEO, &limit); err != nil {
+		return false
 	}
 	if err := syscall.Connect(fd, &syscall.SockaddrUnix{Name: "@" + name}); err != nil {
 		return false
@@ -59,19 +76,6 @@ func ask(name, question string, patience time.Duration) bool {
 	if err != nil || int(peer.Uid) != os.Geteuid() {
 		return false
 	}
-	if n, err := syscall.Write(fd, []byte(question+"\n")); err != nil || n != len(question)+1 {
-		return false
-	}
-	answer := make([]byte, 0, len(yes))
-	for len(answer) < len(yes) {
-		n, err := syscall.Read(fd, answer[len(answer):cap(answer)])
-		if errors.Is(err, syscall.EINTR) {
-			continue
-		}
-		if err != nil || n == 0 {
-			return false
-		}
-		answer = answer[:len(answer)+n]
-	}
-	return string(answer) == yes
+	n, err := syscall.Write(fd, []byte(question+"\n"))
+	return err == nil && n == len(question)+1
 }
