@@ -401,6 +401,30 @@ func (s *Sweep) DeadClaims(ctx context.Context, before time.Time) error {
 	return s.flush(ctx)
 }
 
+// OldMarks removes marks of verifications that a later one of the same backup
+// stands for.
+func (s *Sweep) OldMarks(ctx context.Context) error {
+	s.begin()
+	var last storage.Info
+	var of BackupName
+	for info, err := range s.list(ctx, s.cluster.markPrefix()) {
+		if err != nil {
+			return err
+		}
+		m, ok := s.cluster.parseMark(info.Key)
+		if !ok || m.kind != MarkVerified {
+			continue
+		}
+		if m.backup == of { // keys come in the order of time
+			if err := s.remove(ctx, last); err != nil {
+				return err
+			}
+		}
+		last, of = info, m.backup
+	}
+	return s.flush(ctx)
+}
+
 // Unfinished discards what Puts of the cluster's objects that were killed before a
 // time have left.
 func (s *Sweep) Unfinished(ctx context.Context, before time.Time) error {

@@ -250,3 +250,22 @@ func TestHorizon(t *testing.T) {
 		t.Errorf("records are %v", keys)
 	}
 }
+
+func TestOldMarks(t *testing.T) {
+	m, r := swept(t)
+	put := func(name BackupName, file string) {
+		m.objects[testCluster.markPrefix()+string(name)+"/"+file] = memoryObject{[]byte("{}"), testTime}
+	}
+	put(testName, "20261120T101530.000Z-verified-aaaaaa.json")
+	put(testName, "20261121T101530.000Z-keep-aaaaaa.json")
+	put(testName, "20261122T101530.000Z-verified-aaaaaa.json")
+	put(testName, "20261123T101530.000Z-verified-aaaaaa.json")
+	put(otherName, "20261119T101530.000Z-verified-aaaaaa.json")
+	if err := sweepOf(t, r).OldMarks(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	left := strings.Join(m.below(testCluster.markPrefix()), " ")
+	if n := len(m.below(testCluster.markPrefix())); n != 5 || strings.Count(left, "verified") != 2 || !strings.Contains(left, "20261123T101530.000Z-verified") {
+		t.Errorf("left are %s", left)
+	}
+}

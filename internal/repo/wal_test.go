@@ -126,12 +126,13 @@ func (l *large) Read(p []byte) (int, error) {
 		return 0, io.EOF
 	}
 	n := int(min(int64(len(p)), l.size-l.at))
-	fill := byte(l.at >> 20)
+	fill := byte(0)
 	if l.changes && l.reads > 0 {
 		fill++
 	}
 	for i := range n {
-		p[i] = fill + byte(i>>12)
+		at := l.at + int64(i)
+		p[i] = fill + byte(at>>20) + byte(at%(1<<20)>>12)
 	}
 	l.at += int64(n)
 	return n, nil

@@ -16,8 +16,9 @@ import (
 // Item is a backup under consideration.
 type Item struct {
 	*repo.Backup
-	// At is when the store took it, but never before a backup from which its line
-	// comes: a clock that was set back makes nothing look old.
+	// At is when the store took it. If that was before what its line comes from, a
+	// clock was wrong: then it is when the next one on its line was taken, so that
+	// nothing looks older than it can be.
 	At    time.Time
 	Marks repo.Marks
 	// Whole is that all WAL from its start to its stop is there.
@@ -70,13 +71,23 @@ func (l lines) ordered(backups []*repo.Backup, now time.Time) []*Item {
 		}
 		items[i] = &Item{Backup: b, At: at}
 	}
-	// What a line comes from ends at a lower LSN, so that it has its time already.
+	// What a line comes from ends at a lower LSN.
 	slices.SortStableFunc(items, func(a, b *Item) int { return repo.CompareEnds(a.Backup, b.Backup) })
+	doubtful := make([]bool, len(items))
 	for i, item := range items {
 		h := l.of(item.Timeline)
-		for _, before := range items[:i] {
-			if before.At.After(item.At) && on(h, before.Backup) {
-				item.At = before.At
+		for j, before := range items[:i] {
+			doubtful[i] = doubtful[i] || !doubtful[j] && before.At.After(item.At) && on(h, before.Backup)
+		}
+	}
+	for i, item := range items {
+		if !doubtful[i] {
+			continue
+		}
+		item.At = now
+		for j := i + 1; j < len(items); j++ {
+			if later := items[j]; !doubtful[j] && later.At.Before(item.At) && on(l.of(later.Timeline), item.Backup) {
+				item.At = later.At
 			}
 		}
 	}

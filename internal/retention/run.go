@@ -277,7 +277,7 @@ func (p *Plan) sweep(ctx context.Context, sw *repo.Sweep, at *Place) error {
 		}
 	}
 	if !p.Request.only() {
-		err = sw.DeadClaims(ctx, p.staleBefore)
+		err = errors.Join(sw.DeadClaims(ctx, p.staleBefore), sw.OldMarks(ctx))
 	}
 	at.Garbage = sw.Take()
 	if err != nil {

@@ -37,7 +37,7 @@ func (s *suite) testRoundTrip() {
 		}
 		s.wantObject(s.b, key, data)
 		// And when nobody asks what it is.
-		key += "/unhashed"
+		key = "unhashed/" + key
 		info, err = s.b.Put(s.ctx, key, storage.Bytes(data), storage.PutOptions{Unhashed: true})
 		if err != nil {
 			s.Fatalf("put %d bytes without a digest: %v", size, err)
@@ -236,11 +236,13 @@ func (s *suite) testLyingBodies() {
 		{storage.Bytes(nil), &wrong, storage.ErrBadDigest},
 		{storage.Bytes(nil), new([32]byte), storage.ErrBadDigest},
 	} {
-		key := fmt.Sprintf("lie/%d", i)
-		if _, err := s.b.Put(s.ctx, key, tt.src, storage.PutOptions{SHA256: tt.sum}); !is(err, tt.want) {
-			s.Fatalf("lie %d: %v, want %v", i, err, tt.want)
+		for _, unhashed := range []bool{false, true} {
+			key := fmt.Sprintf("lie/%d/%t", i, unhashed)
+			if _, err := s.b.Put(s.ctx, key, tt.src, storage.PutOptions{SHA256: tt.sum, Unhashed: unhashed}); !is(err, tt.want) {
+				s.Fatalf("lie %d, unhashed %t: %v, want %v", i, unhashed, err, tt.want)
+			}
+			s.wantFree(key)
 		}
-		s.wantFree(key)
 	}
 }
 
