@@ -21,8 +21,9 @@ type backup struct {
 	// of is what it says, by the first good copy; nil: there is none.
 	of       *repo.Backup
 	selected bool
-	recent   bool // it was found good a short time ago
-	gone     bool // it was deleted meanwhile, or is being deleted
+	at       placeSet // where all of it is looked at
+	recent   bool     // it was found good a short time ago
+	gone     bool     // it was deleted meanwhile, or is being deleted
 }
 
 // copyOf is backup.json in one place.
@@ -260,7 +261,8 @@ func (x *run) missingDocuments(ctx context.Context) error {
 			if doomed {
 				continue
 			}
-			o := object{key: x.Cluster.BackupKeys(b.name).JSON, backups: []repo.BackupName{b.name}, last: true}
+			o := object{key: x.Cluster.BackupKeys(b.name).JSON, backups: []repo.BackupName{b.name}}
+			o.barred = !b.at.has(p) || x.Depth == Quick || x.troubled(p)
 			x.fix(ctx, p, o, missingObject(o.key, p), b.of != nil)
 		}
 	}

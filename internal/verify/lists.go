@@ -63,6 +63,9 @@ func (x *run) list(ctx context.Context, b *backup) (err error) {
 	if err != nil {
 		return err
 	}
+	for _, p := range at {
+		b.at |= 1 << p.index
+	}
 	if b.recent = len(at) > 0 && x.recent(b, at); b.recent {
 		return nil
 	}

@@ -15,8 +15,8 @@ type object struct {
 	want    *repo.ObjectDigest // nil: it proves itself
 	pack    *repo.PackID       // nil: it is none
 	backups []repo.BackupName  // that need it; of a pack they are found later
-	// last is that it is repaired only where nothing else is wrong.
-	last bool
+	// barred is that it must not be repaired: what it makes exist is not there.
+	barred bool
 }
 
 func (o object) identity() uint64 { return identity(o.key, o.want.Size, o.want.SHA256) }
@@ -147,7 +147,7 @@ func (x *run) fix(ctx context.Context, p *place, o object, err error, have bool)
 
 // repair puts a good copy into the place.
 func (x *run) repair(ctx context.Context, p *place, o object, f *Finding) bool {
-	if o.last && (!p.Required || x.troubled(p)) {
+	if o.barred {
 		f.NotRepaired = errs.New(errs.Damaged, "", "the backup appears there only with all that it needs: agent repo sync brings it")
 		return false
 	}

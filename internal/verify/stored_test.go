@@ -119,8 +119,8 @@ func (w *written) file(t *testing.T, g *repo.Writer, raw []byte) ([]repo.FilePar
 	id := repo.PackID{Backup: testName, Number: ref.Pack}
 	frames := []repo.Frame{ref.Frame()}
 	return []repo.FilePart{{
-		Part: repo.Part{Runs: []repo.Run{{Length: int64(len(raw)), Pack: id, Raw: ref.RawOffset}}}, Index: -1,
-		Section: &repo.Section{Frames: map[repo.PackID][]repo.Frame{id: frames}},
+		Part: repo.Part{Runs: []repo.Run{{Length: int64(len(raw)), Pack: 1, Raw: ref.RawOffset}}}, Index: -1,
+		Section: &repo.Section{Packs: []repo.PackFrames{{PackID: id, Frames: frames}}},
 	}}, &frames[0]
 }
 

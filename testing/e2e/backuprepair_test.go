@@ -49,6 +49,27 @@ func TestBackupRepair(t *testing.T) {
 					t.Errorf("it is not repaired: %+v", f)
 				}
 			})
+			t.Run("a backup that has not arrived wholly", func(t *testing.T) {
+				dir := p.backupDir(t, b.Name)
+				doc := filepath.Join(dir, "backup.json")
+				for _, more := range []string{"manifest", "pack/00000000"} {
+					harmed(t, doc, harms()[0])
+					harmed(t, filepath.Join(dir, more), harms()[0])
+					v := verified(t, env, 6, "--repair", "--quick")
+					if f := v.found(p.key(t, doc)); f.Kind != "missing" || f.Repaired != "" || exists(doc) {
+						t.Errorf("without %s: %+v", more, v)
+					}
+					if more == "manifest" {
+						verified(t, env, 6, "--repair")
+					} else if v := verified(t, env, 0, "--repair"); v.Repaired == 0 || !exists(filepath.Join(dir, more)) {
+						t.Errorf("with the pack of another repository: %+v", v)
+					}
+					if exists(doc) != exists(filepath.Join(dir, more)) {
+						t.Errorf("the backup exists without its %s", more)
+					}
+					must(t, harness.Agent(t, env, "repo", "sync", "near"))
+				}
+			})
 			t.Run("quick", func(t *testing.T) {
 				pack := filepath.Join(p.backupDir(t, b.Name), "pack/00000000")
 				other := filepath.Join(p.far, p.key(t, pack))
