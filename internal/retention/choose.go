@@ -19,6 +19,7 @@ type Decision struct {
 	Continuous bool
 
 	counted bool // by keep_full
+	lapsing bool // kept by its lock alone: that is not made longer
 }
 
 // Keep reports whether the backup stays.
@@ -215,6 +216,7 @@ func (h *history) claimed(live repo.LiveClaims) {
 func (h *history) locked(until map[repo.BackupName]time.Time) {
 	for _, d := range h.all {
 		if at := until[d.Name]; at.After(h.clock) {
+			d.lapsing = !d.Keep()
 			d.want(false, "locked until %s", at.UTC().Format(time.RFC3339))
 		}
 	}

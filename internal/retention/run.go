@@ -299,7 +299,7 @@ func (p *Plan) sweep(ctx context.Context, sw *repo.Sweep, at *Place) error {
 func (p *Plan) renew(ctx context.Context, r *repo.Repository, now time.Time) error {
 	var failed []error
 	for _, d := range p.Decisions {
-		if !d.Keep() || d.Continuous {
+		if !d.Keep() || d.Continuous || d.lapsing {
 			continue
 		}
 		n, err := r.ExtendLocks(ctx, d.Backup, func(i repo.Immutable) (least, until time.Time) { return i.Renewed(now) })
