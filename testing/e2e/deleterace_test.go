@@ -176,6 +176,48 @@ func TestDeleteBesideBackup(t *testing.T) {
 	m.whole(t, b.Name)
 }
 
+// TestDeleteBesideSlowBackup lets others be made and deleted while a full backup
+// runs: the WAL since its start stays for it.
+func TestDeleteBesideSlowBackup(t *testing.T) {
+	t.Parallel()
+	m := newMementos(t, plan{})
+	m.take(t)
+	m.switchWAL(t)
+	p := harness.StartAgent(t, m.env(), "backup-push", "--json", "--full", "--read-rate", "12MB")
+	awaitLine(t, p, "backup started")
+	p.Signal(syscall.SIGSTOP)
+	m.Exec(t, "INSERT INTO a VALUES (77)")
+	m.switchWAL(t)
+	m.settings = append(m.settings, "AGENT_STATE_DIR="+filepath.Join(m.base, "other"))
+	m.take(t, "--full", "--allow-concurrent")
+	quick := m.take(t, "--full", "--allow-concurrent")
+	for range 3 {
+		m.switchWAL(t)
+	}
+	d := m.removes(t, "retain", "1")
+	if got := m.backups(t); !slices.Equal(got, names(quick)) {
+		t.Fatalf("there are %q", got)
+	}
+	if d.Repositories[0].WAL.Objects == 0 {
+		t.Error("no WAL was deleted at all")
+	}
+	p.Signal(syscall.SIGCONT)
+	slow := parse[backup](t, must(t, p.Wait()).Stdout)
+	m.switchWAL(t)
+	m.walVerify(t, 0)
+	want := read(t, m.Server)
+	for _, name := range []string{slow.Name, quick.Name} {
+		c := m.recoverIt(t, name, nil)
+		want.check(t, c)
+		c.Stop(t)
+	}
+	m.removes(t, "expire", "--keep-full", "5")
+	m.walVerify(t, 0)
+	if got := m.exact(t); len(got) != 2 {
+		t.Errorf("there are %q", got)
+	}
+}
+
 // TestBackupBesideDelete stops a delete when it is about to remove the first
 // object. A backup that begins takes no parent from it; two deletes at once there
 // are not; and one that is killed is taken up by the next one of the same host.

@@ -9,6 +9,7 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 
 	"agent/internal/storage/transport"
 	"agent/testing/harness"
@@ -132,7 +133,7 @@ func TestDeleteLocked(t *testing.T) {
 	m := newMementos(t, plan{url: server.RepositoryURL(bucket, "repo"), reach: append(server.Env(), "AGENT_IMMUTABLE=governance:"+lockFor)})
 	v.site = m.site
 	first, second, last := m.take(t, "--full"), m.take(t), m.take(t, "--full")
-	before := v.versions(t)
+	bodies := v.versions(t)
 	until := time.Now().Add(lockWhole).UTC().Format("2006-01-02")
 	hinted(t, m.deletes(t, "target", first.Name), 8, first.Name, "locked until", until)
 	d := m.removes(t, "expire", "--keep-full", "1")
@@ -148,13 +149,44 @@ func TestDeleteLocked(t *testing.T) {
 	if !strings.Contains(shown, "locked until "+until) || !strings.Contains(shown, "are locked and stay") {
 		t.Errorf("shown is\n%s", shown)
 	}
+	// Later only a few hours are left. The lock of what a mark keeps is made longer,
+	// but not that of what nothing else keeps: it would never go.
+	must(t, m.agent(t, "backup-mark", second.Name, "--keep"))
+	soon := time.Now().Add(6 * time.Hour).UTC().Truncate(time.Second)
+	ends := func(b incremental) (key string, at time.Time) {
+		for key, versions := range v.versions(t) {
+			if strings.HasSuffix(key, b.Name+"/backup.json") {
+				return key, versions[0].Until.UTC()
+			}
+		}
+		t.Fatalf("%s is not there", b.Name)
+		return "", at
+	}
+	for _, b := range []incremental{first, second} {
+		key, _ := ends(b)
+		_, err := v.admin.PutObjectRetention(t.Context(), &s3.PutObjectRetentionInput{
+			Bucket: &bucket, Key: &key, BypassGovernanceRetention: aws.Bool(true),
+			Retention: &types.ObjectLockRetention{Mode: types.ObjectLockRetentionModeGovernance, RetainUntilDate: &soon},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(t, m.agent(t, "delete", "expire", "--keep-full", "1", "--confirm"))
+	if _, at := ends(first); !at.Equal(soon) {
+		t.Errorf("what nothing else keeps is locked until %s", at)
+	}
+	if _, at := ends(second); at.Before(soon.Add(12 * time.Hour)) {
+		t.Errorf("what is marked is locked until %s", at)
+	}
+	must(t, m.agent(t, "backup-mark", second.Name, "--release"))
 	must(t, m.agent(t, "delete", "everything", "FORCE", "--confirm"))
 	// Who forgets the setting hides nothing that a backup needs either.
 	must(t, harness.Agent(t, append(m.env(), "AGENT_IMMUTABLE=none"), "delete", "retain", "1", "--confirm"))
 	if got := m.backups(t); !slices.Equal(got, names(first, second, last)) {
 		t.Fatalf("there are %q", got)
 	}
-	for key, versions := range before {
+	for key, versions := range bodies {
 		if strings.Contains(key, "/claim/") || strings.Contains(key, "/tomb/") {
 			continue
 		}
