@@ -301,6 +301,34 @@ func TestBackupMissesDelete(t *testing.T) {
 	}
 }
 
+// TestDeleteInterrupted ends a delete by the signals of a terminal and of a service
+// manager: others need not wait for it.
+func TestDeleteInterrupted(t *testing.T) {
+	t.Parallel()
+	c := newCloudy(t, stores.S3Bucket{})
+	first, second, last := c.take(t, "--full"), c.take(t), c.take(t, "--full")
+	for n, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
+		reached, open := c.gate.hold(func(r *http.Request) bool {
+			return (r.Method == http.MethodDelete || removal(r)) && !strings.Contains(r.URL.Path, "/tomb/")
+		})
+		gone := []incremental{first, second}[n]
+		p := harness.StartAgent(t, c.env(), "delete", "target", gone.Name, "--confirm")
+		awaitHeld(t, p, reached)
+		p.Signal(signal)
+		refused(t, p.Wait(), 15, "interrupted")
+		open()
+		if got := c.backups(t); !slices.Contains(got, gone.Name) {
+			t.Errorf("there are %q", got)
+		}
+		must(t, harness.Agent(t, c.beside("other"), "delete", "target", gone.Name, "--confirm"))
+	}
+	all := c.all(t, "repo")
+	if got := c.backups(t); !slices.Equal(got, names(last)) || !slices.Equal(remains(all), needed(t, all, got)) {
+		t.Errorf("there are %q: %q", got, remains(all))
+	}
+	c.whole(t, last.Name)
+}
+
 // bury writes a tomb by hand, as that of another host.
 func (s *site) bury(t *testing.T, key string, stored time.Time, backups ...string) {
 	t.Helper()

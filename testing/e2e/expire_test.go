@@ -202,6 +202,17 @@ func TestExpire(t *testing.T) {
 			}
 			if len(want) > 0 {
 				m.walVerify(t, 0)
+				shown := m.walShow(t, 0)
+				if len(shown.Unserved) > 0 {
+					t.Errorf("shown to lack WAL are %q", shown.Unserved)
+				}
+				for _, l := range shown.Timelines {
+					for _, g := range l.Gaps {
+						if !g.Expired {
+							t.Errorf("shown as lost is %+v", g)
+						}
+					}
+				}
 			}
 			if !c.real {
 				return

@@ -61,6 +61,9 @@ func TestExpireClocks(t *testing.T) {
 		{"the newest of 1970", func(t *testing.T, repo string) {
 			setTimes(t, filepath.Join(repo, backup(3)), func(time.Time) time.Time { return time.Unix(0, 0) })
 		}, []string{"expire", "--keep-window", "3d"}, all[1:]},
+		{"one in the middle of 1970", func(t *testing.T, repo string) {
+			setTimes(t, filepath.Join(repo, backup(2)), func(time.Time) time.Time { return time.Unix(0, 0) })
+		}, []string{"expire", "--keep-window", "3d"}, all[1:]},
 		{"the oldest in the future", func(t *testing.T, repo string) {
 			setTimes(t, filepath.Join(repo, backup(0)), func(at time.Time) time.Time { return at.Add(year) })
 		}, []string{"expire", "--keep-window", "3d"}, all},

@@ -54,6 +54,7 @@ type walGap struct {
 	First   string `json:"first"`
 	Last    string `json:"last"`
 	Dropped bool   `json:"dropped"`
+	Expired bool   `json:"expired"`
 	Open    bool   `json:"open"`
 }
 
