@@ -83,7 +83,7 @@ func Run(ctx context.Context, r *repo.Repository, o Options) (*Result, error) {
 // possible refuses what cannot be done at all.
 func (p *Plan) possible(s *state) error {
 	if p.Request.everything() {
-		for by := range s.live.Named {
+		for _, by := range s.live.Named {
 			return errs.New(errs.Locked, "Wait until it ends, or, if its host is dead, until its claim expires.", "backup %s is being made", by)
 		}
 	}
