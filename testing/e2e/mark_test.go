@@ -101,9 +101,16 @@ func TestMark(t *testing.T) {
 		t.Errorf("marks are left: %q", slices.Collect(maps.Keys(all)))
 	}
 	for _, args := range [][]string{
-		{third.Name}, {third.Name, "--keep", "--release"}, {third.Name, "--until", "3d"}, {third.Name, "--keep", "--until", "2020-01-01 00:00:00+00"},
-		{third.Name, "--note", "x"}, {third.Name, "--note", "=x"}, {third.Name, "--note", "a b=x"}, {third.Name, "--note", "a=x\ny"},
-		{third.Name, "--keep", "--until", "soon"}, {third.Name, "--note", "long=" + strings.Repeat("x", 70_000)},
+		{third.Name},
+		{third.Name, "--keep", "--release"},
+		{third.Name, "--until", "3d"},
+		{third.Name, "--keep", "--until", "2020-01-01 00:00:00+00"},
+		{third.Name, "--note", "x"},
+		{third.Name, "--note", "=x"},
+		{third.Name, "--note", "a b=x"},
+		{third.Name, "--note", "a=x\ny"},
+		{third.Name, "--keep", "--until", "soon"},
+		{third.Name, "--note", "long=" + strings.Repeat("x", 70_000)},
 	} {
 		hinted(t, m.agent(t, append([]string{"backup-mark"}, args...)...), 2)
 	}
