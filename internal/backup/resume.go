@@ -135,9 +135,13 @@ func (b *run) lenders() []repo.BackupName {
 }
 
 // spareDoomed gives up what a delete has announced to take away. It comes after the
-// claim: a delete that is announced later finds that.
+// claim: a delete that is announced later finds that. One that has ended since the
+// parent was chosen has left nothing but what is missing.
 func (b *run) spareDoomed(ctx context.Context) error {
 	doomed, _, err := b.repo.Doomed(ctx, b.cluster(), b.lenders())
+	if err == nil && doomed == "" {
+		doomed, err = b.deleted(ctx)
+	}
 	if err != nil || doomed == "" {
 		return err
 	}
@@ -148,4 +152,22 @@ func (b *run) spareDoomed(ctx context.Context) error {
 	b.closeBase()
 	b.base, b.resumed = nil, nil
 	return nil
+}
+
+// deleted names the backup to borrow from that is not there any more, if there is
+// one.
+func (b *run) deleted(ctx context.Context) (repo.BackupName, error) {
+	if b.base != nil {
+		there, err := b.repo.Exists(ctx, b.cluster(), b.base.Name)
+		if err != nil || !there {
+			return b.base.Name, err
+		}
+	}
+	if b.resumed != nil {
+		missing, err := b.repo.MissingPacks(ctx, b.cluster(), b.resumed.Packs)
+		if err != nil || missing != "" {
+			return b.resumed.Backup.Name, err
+		}
+	}
+	return "", nil
 }
