@@ -159,7 +159,7 @@ const stillness = 24 * time.Hour
 
 // history is what there is, ready to be judged.
 func (s *state) history() *history {
-	h := &history{lines: lines(s.survey.Histories), active: make(map[postgres.Timeline]time.Time)}
+	h := &history{lines: linesOf(s.survey.Histories), active: make(map[postgres.Timeline]time.Time)}
 	var last time.Time
 	for _, r := range s.survey.Scan.Ranges {
 		if t := r.First.Timeline; r.Until.After(h.active[t]) {

@@ -2,6 +2,8 @@ package retention
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -65,4 +67,32 @@ func TestRefusedBackupKeepsLenders(t *testing.T) {
 	}
 	w.sound()
 	w.clean()
+}
+
+// TestHistoryNotArchived has no history of a timeline through which another one
+// leads: its WAL is needed all the same.
+func TestHistoryNotArchived(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 1)
+	w.switchWAL(1, 3)
+	w.backup(1, "")
+	second := w.fork(1, w.next[1])
+	w.switchWAL(second, 4)
+	third := w.fork(second, w.next[second])
+	w.switchWAL(third, 4)
+	w.backup(third, "")
+	w.switchWAL(third, 1)
+	if err := os.Remove(filepath.Join(w.dir, fmt.Sprintf("cluster/%020d/history/%s.history", uint64(w.cluster), second))); err != nil {
+		t.Fatal(err)
+	}
+	before := w.reach()
+	if _, err := w.run(Request{Verb: Retain, Count: 2}, Rules{}, -1); err != nil {
+		t.Fatal(err)
+	}
+	after := w.reach()
+	for moment := range before {
+		if !after[moment] {
+			t.Errorf("%s cannot be reached any more", moment)
+		}
+	}
 }
