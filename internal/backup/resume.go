@@ -139,10 +139,8 @@ func (b *run) lenders() []repo.BackupName {
 // finds that.
 func (b *run) spareDoomed(ctx context.Context) error {
 	doomed, _, err := b.repo.Doomed(ctx, b.cluster(), b.lenders())
-	if err == nil && doomed == "" && b.base != nil {
-		if _, err = b.repo.LoadBackup(ctx, b.cluster(), b.base.Name); errs.KindOf(err) == errs.NotFound {
-			doomed, err = b.base.Name, nil
-		}
+	if err == nil && doomed == "" {
+		doomed, err = b.deleted(ctx)
 	}
 	if err != nil || doomed == "" {
 		return err
@@ -154,4 +152,22 @@ func (b *run) spareDoomed(ctx context.Context) error {
 	b.closeBase()
 	b.base, b.resumed = nil, nil
 	return nil
+}
+
+// deleted names the backup to borrow from that is not there any more, if there is
+// one.
+func (b *run) deleted(ctx context.Context) (repo.BackupName, error) {
+	if b.base != nil {
+		there, err := b.repo.Exists(ctx, b.cluster(), b.base.Name)
+		if err != nil || !there {
+			return b.base.Name, err
+		}
+	}
+	if b.resumed != nil {
+		missing, err := b.repo.MissingPacks(ctx, b.cluster(), b.resumed.Packs)
+		if err != nil || missing != "" {
+			return b.resumed.Backup.Name, err
+		}
+	}
+	return "", nil
 }

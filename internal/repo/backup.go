@@ -323,9 +323,18 @@ type HeldBackups struct {
 }
 
 // HeldBackups is Backups for who removes some: all required places have to
-// answer, and it says what else there is.
+// answer, and it says what else there is. A best-effort place that does not is left
+// out from then on: a backup that is only there may borrow what is to be removed.
 func (r *Repository) HeldBackups(ctx context.Context, cluster ClusterID) (*HeldBackups, error) {
-	return r.loadBackups(ctx, cluster, r.surely, probing)
+	return r.loadBackups(ctx, cluster, func(f func(*place) error) error {
+		return r.surely(func(p *place) error {
+			err := f(p)
+			if err != nil && !p.Required && ctx.Err() == nil {
+				r.drop(p, err)
+			}
+			return err
+		})
+	}, probing)
 }
 
 func (r *Repository) loadBackups(ctx context.Context, cluster ClusterID, ask func(func(*place) error) error, how reading) (*HeldBackups, error) {

@@ -85,6 +85,24 @@ func lacksPackOf(ctx context.Context, p *place, cluster ClusterID, packs []Pack)
 	return fmt.Sprintf("pack %08x of backup %s", packs[0].Number, packs[0].Lender), nil
 }
 
+// Exists reports whether a backup exists in each required place. It is one small
+// request for each.
+func (r *Repository) Exists(ctx context.Context, cluster ClusterID, name BackupName) (bool, error) {
+	for _, p := range r.required() {
+		if err := p.err(); err != nil {
+			return false, err
+		}
+		_, err := p.Bucket.Stat(ctx, cluster.backupKey(name))
+		if errors.Is(err, storage.ErrNotExist) {
+			return false, nil
+		}
+		if err != nil {
+			return false, fmt.Errorf("look for backup %s: %w", name, err)
+		}
+	}
+	return true, nil
+}
+
 // Incomplete names a required place where a backup does not exist although it
 // does in another one, or "": there one that borrows from it could not be
 // restored. With one place nothing is asked.

@@ -254,3 +254,20 @@ func (s *several) whole(t testing.TB, n int) int {
 	}
 	return len(all)
 }
+
+// TestHeldLeavesOut looks for backups while a best-effort place is away: what it
+// alone holds is not known, so that nothing may be removed there when it is back.
+func TestHeldLeavesOut(t *testing.T) {
+	s := newSeveral(t, Keys{}, true, false)
+	s.spots[1].down = true
+	if _, err := s.HeldBackups(t.Context(), testCluster); err != nil {
+		t.Fatal(err)
+	}
+	s.spots[1].down = false
+	if _, err := s.NewSweep("b", testCluster); err == nil {
+		t.Error("what is there can be removed without having been looked at")
+	}
+	if _, err := s.NewSweep("a", testCluster); err != nil {
+		t.Error(err)
+	}
+}

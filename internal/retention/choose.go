@@ -212,6 +212,15 @@ func (h *history) claimed(live repo.LiveClaims) {
 	}
 }
 
+// spare keeps what was not announced: nobody could know of it.
+func (h *history) spare(announced func(repo.BackupName) bool) {
+	for _, d := range h.all {
+		if !d.Keep() && !announced(d.Name) {
+			d.want(true, "it came while the delete was prepared")
+		}
+	}
+}
+
 // locked keeps what a store would not remove yet.
 func (h *history) locked(until map[repo.BackupName]time.Time) {
 	for _, d := range h.all {

@@ -6,6 +6,7 @@ package retention
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 	"time"
 
@@ -37,6 +38,25 @@ func (i *Item) recorded() time.Time {
 
 // lines are the histories of timelines.
 type lines map[postgres.Timeline]postgres.History
+
+// linesOf are the histories, and those of timelines that lack one, as far as their
+// descendants tell: a server may have been promoted, and left, before it archived
+// anything.
+func linesOf(histories map[postgres.Timeline]postgres.History) lines {
+	l := lines(maps.Clone(histories))
+	for _, t := range slices.Sorted(maps.Keys(histories)) {
+		h := histories[t]
+		for i, e := range h {
+			if _, known := l[e.Timeline]; known || e.Timeline == 1 {
+				continue
+			}
+			own := slices.Clone(h[:i+1])
+			own[i].Switch, own[i].Reason = 0, ""
+			l[e.Timeline] = own
+		}
+	}
+	return l
+}
 
 // of is the history of a timeline; one that is not known is that timeline alone.
 func (l lines) of(t postgres.Timeline) postgres.History {

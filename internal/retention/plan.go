@@ -68,6 +68,9 @@ type state struct {
 	marks  map[repo.BackupName]repo.Marks
 	live   repo.LiveClaims
 	now    time.Time
+	// announced says what others know that it may be touched; nil: nothing was
+	// announced yet, and all may be planned.
+	announced func(repo.BackupName) bool
 }
 
 // gather reads everything. What a required place does not tell is an error: a
@@ -114,10 +117,18 @@ func (s *state) plan(ctx context.Context, r *repo.Repository, o Options) (p *Pla
 		return nil, err
 	}
 	h.claimed(s.live)
+	// What stays is known before it is asked what that borrows, and which WAL it
+	// needs.
+	if s.announced != nil {
+		h.spare(s.announced)
+	}
 	if p.orphaned, err = s.packs(ctx, r, h); err != nil {
 		return nil, err
 	}
 	for _, name := range s.held.Without {
+		if s.announced != nil && !s.announced(name) {
+			continue
+		}
 		if s.live.Named[name] == "" && (!o.Request.only() || p.orphaned[name]) {
 			p.Left = append(p.Left, name)
 		}
@@ -148,7 +159,7 @@ const stillness = 24 * time.Hour
 
 // history is what there is, ready to be judged.
 func (s *state) history() *history {
-	h := &history{lines: lines(s.survey.Histories), active: make(map[postgres.Timeline]time.Time)}
+	h := &history{lines: linesOf(s.survey.Histories), active: make(map[postgres.Timeline]time.Time)}
 	var last time.Time
 	for _, r := range s.survey.Scan.Ranges {
 		if t := r.First.Timeline; r.Until.After(h.active[t]) {
@@ -221,18 +232,22 @@ func (p *Plan) readRefs(ctx context.Context, r *repo.Repository) error {
 		if !d.Keep() {
 			continue
 		}
-		err := r.EachPack(ctx, d.Backup, func(id repo.PackID, _ repo.Pack) {
-			if of, ok := p.refs[id.Backup]; ok {
-				of[id.Number] = true
-			}
-		})
-		if err != nil {
+		if err := p.needs(ctx, r, d.Backup); err != nil {
 			return errs.Wrap(err, errs.KindOf(err),
 				fmt.Sprintf("Nothing was deleted: what that backup borrows from others is not known. Bring back a good copy (agent repo sync), or give it up: agent delete target %s --confirm", d.Name),
 				"the list of packs of backup %s cannot be read", d.Name)
 		}
 	}
 	return nil
+}
+
+// needs notes which packs of the backups that are touched a backup has in its list.
+func (p *Plan) needs(ctx context.Context, r *repo.Repository, b *repo.Backup) error {
+	return r.EachPack(ctx, b, func(id repo.PackID, _ repo.Pack) {
+		if of, ok := p.refs[id.Backup]; ok {
+			of[id.Number] = true
+		}
+	})
 }
 
 // needed says which packs of a backup stay.

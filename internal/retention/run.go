@@ -128,7 +128,7 @@ func (p *Plan) measure(ctx context.Context, r *repo.Repository) (*Result, error)
 		sw, err := r.NewSweep(name, p.Cluster)
 		if err == nil {
 			sw.Dry = true
-			err = p.sweep(ctx, sw, &at)
+			err = p.sweep(ctx, r, sw, &at)
 		}
 		if err != nil {
 			at.Err = err
@@ -169,13 +169,13 @@ func (o *Options) delete(ctx context.Context, r *repo.Repository, s *state, p *P
 	if err := s.reload(ctx, r, *o); err != nil {
 		return nil, err
 	}
+	s.announced = func(name repo.BackupName) bool { return slices.Contains(announced, name) }
 	if p, err = s.plan(ctx, r, *o); err != nil {
 		return nil, err
 	}
 	if err := p.possible(s); err != nil {
 		return nil, err
 	}
-	p.spare(announced)
 	if err := grave.Decide(ctx, p.touched()); err != nil {
 		return nil, err
 	}
@@ -187,16 +187,6 @@ func (o *Options) delete(ctx context.Context, r *repo.Repository, s *state, p *P
 		err = errors.Join(err, p.renew(ctx, r, o.Now()))
 	}
 	return res, err
-}
-
-// spare leaves out what was not announced: nobody could know of it.
-func (p *Plan) spare(announced []repo.BackupName) {
-	for _, d := range p.Decisions {
-		if !d.Keep() && !slices.Contains(announced, d.Name) {
-			d.want(true, "it came while the delete was prepared")
-		}
-	}
-	p.Left = slices.DeleteFunc(p.Left, func(n repo.BackupName) bool { return !slices.Contains(announced, n) })
 }
 
 // recordHorizons says what WAL will not be whole any more, before it is not.
@@ -223,7 +213,7 @@ func (p *Plan) execute(ctx context.Context, r *repo.Repository, grave *repo.Grav
 		sw, err := r.NewSweep(name, p.Cluster)
 		if err == nil {
 			sw.Current = grave.Current
-			err = p.sweep(ctx, sw, &at)
+			err = p.sweep(ctx, r, sw, &at)
 		}
 		if err != nil {
 			at.Err = err
@@ -250,8 +240,11 @@ func kindOf(err error) errs.Kind {
 
 // sweep removes from one place, first what makes backups visible, last what they
 // are made of.
-func (p *Plan) sweep(ctx context.Context, sw *repo.Sweep, at *Place) error {
+func (p *Plan) sweep(ctx context.Context, r *repo.Repository, sw *repo.Sweep, at *Place) error {
 	gone, err := sw.Hide(ctx, p.Going())
+	if err == nil {
+		err = p.refused(ctx, r, gone)
+	}
 	if err == nil {
 		for _, name := range gone {
 			if err = sw.Clear(ctx, name, p.needed(name)); err != nil {
@@ -292,6 +285,31 @@ func (p *Plan) sweep(ctx context.Context, sw *repo.Sweep, at *Place) error {
 		at.Unfinished = sw.Take()
 	}
 	return err
+}
+
+// refused keeps what backups need that were to go and that a place did not give
+// up, packs of others and their WAL: they exist there still.
+func (p *Plan) refused(ctx context.Context, r *repo.Repository, gone []repo.BackupName) error {
+	for _, name := range p.Going() {
+		if slices.Contains(gone, name) {
+			continue
+		}
+		i := slices.IndexFunc(p.Decisions, func(d *Decision) bool { return d.Name == name })
+		if i < 0 {
+			if len(gone) == 0 {
+				continue
+			}
+			return errs.New(errs.Damaged, "Remove its backup.json first, or delete the others without it.",
+				"backup %s, which cannot be read, was not removed, and what it borrows from others is not known", name)
+		}
+		if err := p.needs(ctx, r, p.Decisions[i].Backup); err != nil {
+			return fmt.Errorf("read the packs of backup %s, which was not removed: %w", name, err)
+		}
+		if p.wal != nil {
+			p.wal.keepOwn(p.Decisions[i], p.survey.Size)
+		}
+	}
+	return nil
 }
 
 // renew makes the locks of backups longer that are kept beyond what was promised

@@ -59,6 +59,12 @@ func planWAL(stay []*Decision, l lines, size postgres.SegmentSize) *walPlan {
 	return w
 }
 
+// keepOwn keeps the WAL of a backup from its start to its stop.
+func (w *walPlan) keepOwn(d *Decision, size postgres.SegmentSize) {
+	own := stretch{d.StartLSN.Segment(size), d.StopLSN.LastSegment(size)}
+	w.kept[d.Timeline] = joined(append(w.kept[d.Timeline], own))
+}
+
 // joined merges stretches that touch.
 func joined(all []stretch) []stretch {
 	slices.SortFunc(all, func(a, b stretch) int { return cmp.Compare(a.first, b.first) })

@@ -63,14 +63,21 @@ type flaky struct {
 	left   int // deletions; less than 0: any number
 	dead   bool
 	stored func(key string) error // sets the object's time
+	refuse string                 // the key that the store does not remove
+	before func(key string)       // is told of each Put
 }
 
 var errDead = errors.New("killed")
 
 func (f *flaky) Delete(ctx context.Context, keys ...string) error {
+	var refused error
 	for i, key := range keys {
 		if f.dead {
 			return errDead
+		}
+		if key == f.refuse {
+			refused = &storage.Error{Op: "delete", Key: key, Err: storage.ErrPermission}
+			continue
 		}
 		if f.left == 0 {
 			f.dead = true
@@ -81,12 +88,15 @@ func (f *flaky) Delete(ctx context.Context, keys ...string) error {
 			return fmt.Errorf("delete %d: %w", i, err)
 		}
 	}
-	return nil
+	return refused
 }
 
 func (f *flaky) Put(ctx context.Context, key string, src storage.Source, o storage.PutOptions) (storage.Info, error) {
 	if f.dead {
 		return storage.Info{}, errDead
+	}
+	if f.before != nil {
+		f.before(key)
 	}
 	info, err := f.Bucket.Put(ctx, key, src, o)
 	if err != nil {
