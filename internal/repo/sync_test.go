@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -563,5 +564,40 @@ func TestSyncBorrowed(t *testing.T) {
 	}
 	if _, ok := s.spots[1].objects[testCluster.packKey(otherName, 1)]; !ok {
 		t.Fatal("the borrowed pack was not brought")
+	}
+}
+
+// A backup that a delete takes away while it is brought does not appear where
+// its packs are gone, nor where they are about to go.
+func TestSyncBesideDelete(t *testing.T) {
+	for name, remove := range map[string]func(target *memory){
+		"a pack is gone": func(target *memory) { delete(target.objects, testCluster.packKey(testName, 0)) },
+		"it was announced": func(target *memory) {
+			target.objects[testCluster.tombKey("00", 0)] = memoryObject{[]byte(`{"id":"00","backups":["` + string(testName) + `"]}`), testTime}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := lagging(t, Keys{})
+			hook := s.spots[1].hook
+			var once sync.Once
+			s.spots[1].hook = func(op, key string) error {
+				// What lists the packs comes after all of them.
+				if op == "put" && key == testCluster.packsKey(testName) {
+					once.Do(func() {
+						s.spots[1].memory.mu.Lock()
+						defer s.spots[1].memory.mu.Unlock()
+						remove(s.spots[1].memory)
+					})
+				}
+				return hook(op, key)
+			}
+			_, err := s.Sync(t.Context(), SyncOptions{Targets: []string{"b"}})
+			if errs.KindOf(err) != errs.Locked {
+				t.Errorf("it ends with %v", err)
+			}
+			if _, there := s.spots[1].objects[testCluster.backupKey(testName)]; there {
+				t.Error("the backup is visible")
+			}
+		})
 	}
 }

@@ -1,11 +1,13 @@
 package repo
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 
@@ -100,6 +102,14 @@ func (s *syncRun) publish(ctx context.Context, of *Backup, doc *taken) (there bo
 			"backup %s needs the WAL file %s, which no repository has", of.Name, lacks))
 		return false, nil
 	}
+	deleted, err := s.deletedMeanwhile(ctx, of)
+	if err != nil {
+		return false, s.atTarget(err)
+	}
+	if deleted != "" {
+		s.problem(key, errs.New(errs.Locked, "Run it again when the delete has ended.", "backup %s is not brought: %s", of.Name, deleted))
+		return false, nil
+	}
 	if err := s.put(ctx, key, doc); err != nil {
 		return false, err
 	}
@@ -107,6 +117,31 @@ func (s *syncRun) publish(ctx context.Context, of *Backup, doc *taken) (there bo
 	s.result.Backups = append(s.result.Backups, of.Name)
 	s.repo.log.Info("a backup has arrived", "backup", string(of.Name), "repository", s.target.Name)
 	return true, nil
+}
+
+// deletedMeanwhile says what a delete has taken of the backup while it was brought:
+// a sync holds no claim, since it is not the one who may decide that a backup stays.
+func (s *syncRun) deletedMeanwhile(ctx context.Context, of *Backup) (string, error) {
+	packs := make(map[BackupName][]Pack)
+	err := s.repo.EachPack(ctx, of, func(id PackID, p Pack) {
+		p.Lender = id.Backup
+		packs[id.Backup] = append(packs[id.Backup], p)
+	})
+	if err != nil {
+		return "", err
+	}
+	names := slices.Sorted(maps.Keys(packs))
+	doomed, _, err := s.repo.Doomed(ctx, of.Cluster, append(names, of.Name))
+	if err != nil || doomed != "" {
+		return fmt.Sprintf("backup %s is being deleted", doomed), err
+	}
+	for _, name := range names {
+		slices.SortFunc(packs[name], func(a, b Pack) int { return cmp.Compare(a.Number, b.Number) })
+		if lacks, err := lacksPackOf(ctx, s.target, of.Cluster, packs[name]); err != nil || lacks != "" {
+			return lacks + " was deleted", err
+		}
+	}
+	return "", nil
 }
 
 // parts brings everything of a backup but backup.json.

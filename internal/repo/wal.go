@@ -254,6 +254,12 @@ func (r *Repository) Histories(ctx context.Context, cluster ClusterID) (all map[
 	return r.histories(ctx, cluster, r.anywhere)
 }
 
+// AllHistories is Histories for who decides by what is not there: it fails if a
+// required place does not answer.
+func (r *Repository) AllHistories(ctx context.Context, cluster ClusterID) (all map[postgres.Timeline]postgres.History, damaged map[postgres.Timeline]error, err error) {
+	return r.histories(ctx, cluster, r.surely)
+}
+
 func (r *Repository) histories(ctx context.Context, cluster ClusterID, asking func(func(*place) error) error) (all map[postgres.Timeline]postgres.History, damaged map[postgres.Timeline]error, err error) {
 	all, damaged = make(map[postgres.Timeline]postgres.History), make(map[postgres.Timeline]error)
 	files := make(map[postgres.Timeline]postgres.WALFile)

@@ -86,6 +86,9 @@ func gather(ctx context.Context, r *repo.Repository, o Options) (*state, error) 
 			return nil, errs.Wrap(p.Err, errs.Storage, "Nothing was deleted. Run it again when the repository can be reached.", "list the WAL of repository %s", p.Name)
 		}
 	}
+	if s.survey.Histories, s.survey.Damaged, err = r.AllHistories(ctx, o.Cluster); err != nil {
+		return nil, err
+	}
 	if s.live, err = r.ClaimsNow(ctx, o.Cluster); err != nil {
 		return nil, err
 	}
