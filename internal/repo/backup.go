@@ -326,7 +326,7 @@ type HeldBackups struct {
 // answer, and it says what else there is. A best-effort place that does not is left
 // out from then on: a backup that is only there may borrow what is to be removed.
 func (r *Repository) HeldBackups(ctx context.Context, cluster ClusterID) (*HeldBackups, error) {
-	return r.loadBackups(ctx, cluster, func(f func(*place) error) error {
+	ask := func(f func(*place) error) error {
 		return r.surely(func(p *place) error {
 			err := f(p)
 			if err != nil && !p.Required && ctx.Err() == nil {
@@ -334,7 +334,34 @@ func (r *Repository) HeldBackups(ctx context.Context, cluster ClusterID) (*HeldB
 			}
 			return err
 		})
-	}, probing)
+	}
+	held, err := r.loadBackups(ctx, cluster, ask, probing)
+	if err != nil {
+		return nil, err
+	}
+	// One that a place could not give a moment ago is no folder without a backup.
+	absent := held.Without
+	held.Without = nil
+	for _, name := range absent {
+		there := false
+		err := ask(func(p *place) error {
+			_, err := p.Bucket.Stat(ctx, cluster.backupKey(name))
+			if errors.Is(err, storage.ErrNotExist) {
+				return nil
+			}
+			there = there || err == nil
+			return err
+		})
+		switch {
+		case err != nil:
+			return nil, fmt.Errorf("look for backup %s: %w", name, err)
+		case there:
+			held.Unread[name] = errs.New(errs.Storage, "Run it again.", "backup %s is there, but could not be read", name)
+		default:
+			held.Without = append(held.Without, name)
+		}
+	}
+	return held, nil
 }
 
 func (r *Repository) loadBackups(ctx context.Context, cluster ClusterID, ask func(func(*place) error) error, how reading) (*HeldBackups, error) {

@@ -271,3 +271,28 @@ func TestHeldLeavesOut(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestHeldBackupsOfOnePlace is that a backup which only a best-effort place has,
+// and could not give, is not taken for a folder that belongs to none.
+func TestHeldBackupsOfOnePlace(t *testing.T) {
+	s := newSeveral(t, Keys{}, true, false)
+	s.backup(t)
+	delete(s.spots[0].objects, testCluster.backupKey(testName))
+	hook := s.spots[1].hook
+	s.spots[1].hook = func(op, key string) error {
+		if op == "get" && key == testCluster.backupKey(testName) {
+			return storage.ErrUnavailable
+		}
+		return hook(op, key)
+	}
+	held, err := s.HeldBackups(t.Context(), testCluster)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if held.Unread[testName] == nil && s.places[1].err() == nil || len(held.Backups) > 0 {
+		t.Errorf("there is %+v", held)
+	}
+	if len(held.Without) > 0 && s.places[1].err() == nil {
+		t.Errorf("%v is taken for garbage", held.Without)
+	}
+}
