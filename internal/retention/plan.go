@@ -120,11 +120,6 @@ func (s *state) plan(ctx context.Context, r *repo.Repository, o Options) (p *Pla
 		return nil, err
 	}
 	h.claimed(s.live)
-	// What stays is known before it is asked what that borrows, and which WAL it
-	// needs.
-	if s.announced != nil {
-		h.spare(s.announced)
-	}
 	if p.orphaned, err = s.packs(ctx, r, h); err != nil {
 		return nil, err
 	}
@@ -213,6 +208,11 @@ func (s *state) packs(ctx context.Context, r *repo.Repository, h *history) (lend
 		}
 	}
 	h.locked(until)
+	// What stays is known before it is asked what that borrows, and which WAL it
+	// needs.
+	if s.announced != nil {
+		h.spare(s.announced)
+	}
 	lenders = make(map[repo.BackupName]bool)
 	for _, d := range h.all {
 		if !d.Keep() {
