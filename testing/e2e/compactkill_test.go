@@ -32,7 +32,7 @@ func TestCompactKilled(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		run := harness.StartAgent(t, p.beyond(), "backup-compact", "LATEST", "--compression", "none", "--bandwidth", "30MB")
+		run := harness.StartAgent(t, p.beyond(), "backup-compact", "LATEST", "--compression", "none", "--bandwidth", "8MB")
 		await(t, moment, func() bool {
 			found, err := filepath.Glob(filepath.Join(p.repo, "cluster", "*", moment))
 			return err == nil && len(found) > len(known) || ended(run)
