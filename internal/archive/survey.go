@@ -45,6 +45,9 @@ type Options struct {
 	Size postgres.SegmentSize
 	// NoBackups leaves out the backups, which cost a small request each.
 	NoBackups bool
+	// Sure is for who decides by what is not there: a required place that does not
+	// tell its histories is an error.
+	Sure bool
 }
 
 // Take lists the WAL in all places and reads the histories and the backups.
@@ -65,7 +68,11 @@ func Take(ctx context.Context, r *repo.Repository, o Options) (*Survey, error) {
 	if s.unanswered() {
 		return s, nil
 	}
-	if s.Histories, s.Damaged, err = r.Histories(ctx, o.Cluster); err != nil {
+	histories := r.Histories
+	if o.Sure {
+		histories = r.AllHistories
+	}
+	if s.Histories, s.Damaged, err = histories(ctx, o.Cluster); err != nil {
 		return nil, err
 	}
 	if s.Expired, err = r.Horizons(ctx, o.Cluster, s.Size); err != nil {

@@ -339,29 +339,34 @@ func (r *Repository) HeldBackups(ctx context.Context, cluster ClusterID) (*HeldB
 	if err != nil {
 		return nil, err
 	}
-	// One that a place could not give a moment ago is no folder without a backup.
-	absent := held.Without
-	held.Without = nil
-	for _, name := range absent {
-		there := false
-		err := ask(func(p *place) error {
+	return held, r.doubted(ctx, cluster, held)
+}
+
+// doubted looks for the backups that were not found where that was not for
+// certain: a best-effort place that could not give one a moment ago does not count
+// when it is read.
+func (r *Repository) doubted(ctx context.Context, cluster ClusterID, held *HeldBackups) error {
+	for _, p := range r.up() {
+		if p.Required {
+			continue
+		}
+		for _, name := range held.Without {
 			_, err := p.Bucket.Stat(ctx, cluster.backupKey(name))
-			if errors.Is(err, storage.ErrNotExist) {
-				return nil
+			switch {
+			case ctx.Err() != nil:
+				return context.Cause(ctx)
+			case err == nil:
+				held.Unread[name] = errs.New(errs.Storage, "Run it again.", "backup %s is in repository %s, but could not be read", name, p.Name)
+			case !errors.Is(err, storage.ErrNotExist):
+				r.drop(p, err)
 			}
-			there = there || err == nil
-			return err
-		})
-		switch {
-		case err != nil:
-			return nil, fmt.Errorf("look for backup %s: %w", name, err)
-		case there:
-			held.Unread[name] = errs.New(errs.Storage, "Run it again.", "backup %s is there, but could not be read", name)
-		default:
-			held.Without = append(held.Without, name)
+			if p.err() != nil {
+				break
+			}
 		}
 	}
-	return held, nil
+	held.Without = slices.DeleteFunc(held.Without, func(name BackupName) bool { return held.Unread[name] != nil })
+	return nil
 }
 
 func (r *Repository) loadBackups(ctx context.Context, cluster ClusterID, ask func(func(*place) error) error, how reading) (*HeldBackups, error) {

@@ -89,6 +89,7 @@ type claimed struct {
 	// that is renewed while we look was there before us all the same.
 	first, newest storage.Info
 	ended         bool
+	objects       []storage.Info
 }
 
 // claimsIn lists the claims of a place.
@@ -107,6 +108,7 @@ func claimsIn(ctx context.Context, p *place, cluster ClusterID) (map[BackupName]
 			c = new(claimed)
 			all[name] = c
 		}
+		c.objects = append(c.objects, info)
 		if info.Key == cluster.claimEnd(name) {
 			c.ended = true
 			continue

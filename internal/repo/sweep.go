@@ -385,14 +385,11 @@ func (s *Sweep) DeadClaims(ctx context.Context, before time.Time) error {
 	if err != nil {
 		return err
 	}
-	for name, c := range claims {
+	for _, c := range claims {
 		if !c.newest.ModTime.Before(before) {
 			continue
 		}
-		for info, err := range s.list(ctx, s.cluster.claimPrefix()+string(name)+"/") {
-			if err != nil {
-				return err
-			}
+		for _, info := range c.objects {
 			if err := s.remove(ctx, info); err != nil {
 				return err
 			}

@@ -78,16 +78,13 @@ type state struct {
 func gather(ctx context.Context, r *repo.Repository, o Options) (*state, error) {
 	s := &state{now: o.Now()}
 	var err error
-	if s.survey, err = archive.Take(ctx, r, archive.Options{Cluster: o.Cluster, Size: o.SegmentSize, NoBackups: true}); err != nil {
+	if s.survey, err = archive.Take(ctx, r, archive.Options{Cluster: o.Cluster, Size: o.SegmentSize, NoBackups: true, Sure: true}); err != nil {
 		return nil, err
 	}
 	for _, p := range s.survey.Scan.Places {
 		if p.Err != nil && p.Required {
 			return nil, errs.Wrap(p.Err, errs.Storage, "Nothing was deleted. Run it again when the repository can be reached.", "list the WAL of repository %s", p.Name)
 		}
-	}
-	if s.survey.Histories, s.survey.Damaged, err = r.AllHistories(ctx, o.Cluster); err != nil {
-		return nil, err
 	}
 	if s.live, err = r.ClaimsNow(ctx, o.Cluster); err != nil {
 		return nil, err
@@ -134,7 +131,11 @@ func (s *state) plan(ctx context.Context, r *repo.Repository, o Options) (p *Pla
 	if err := p.readRefs(ctx, r); err != nil {
 		return nil, err
 	}
-	p.planWAL(h, s)
+	window := time.Duration(0)
+	if o.Request.Verb == Expire {
+		window = o.Rules.Window
+	}
+	p.planWAL(h, s, window)
 	return p, nil
 }
 
@@ -142,12 +143,24 @@ func (s *state) plan(ctx context.Context, r *repo.Repository, o Options) (p *Pla
 func (p *Plan) unread() error {
 	for _, name := range slices.Sorted(maps.Keys(p.Unread)) {
 		if !p.Request.names(name) {
-			return errs.Wrap(p.Unread[name], errs.KindOf(p.Unread[name]),
-				fmt.Sprintf("Nothing was deleted: what that backup borrows from others is not known. Bring back a good copy (agent repo sync), or give it up: agent delete target %s --confirm", name),
-				"backup %s cannot be read", name)
+			return notKnown(p.Unread[name], name, "backup %s cannot be read", name)
 		}
 	}
 	return nil
+}
+
+// notKnown is that nothing can be deleted since it is not known what a backup
+// borrows. Only of one that is damaged is the advice to give it up: another error
+// passes, or has its own.
+func notKnown(err error, name repo.BackupName, format string, args ...any) error {
+	hint := "Nothing was deleted. Run it again when the repository can be read."
+	switch errs.KindOf(err) {
+	case errs.Damaged:
+		hint = fmt.Sprintf("Nothing was deleted: what that backup borrows from others is not known. Bring back a good copy (agent repo sync), or give it up: agent delete target %s --confirm", name)
+	case errs.Config:
+		hint = "Nothing was deleted. Use the version of the agent that wrote the backup, or a newer one."
+	}
+	return errs.Wrap(err, kindOf(err), hint, format, args...)
 }
 
 // stillness is how much later than the last thing that was stored a policy's time
@@ -236,9 +249,7 @@ func (p *Plan) readRefs(ctx context.Context, r *repo.Repository) error {
 			continue
 		}
 		if err := p.needs(ctx, r, d.Backup); err != nil {
-			return errs.Wrap(err, errs.KindOf(err),
-				fmt.Sprintf("Nothing was deleted: what that backup borrows from others is not known. Bring back a good copy (agent repo sync), or give it up: agent delete target %s --confirm", d.Name),
-				"the list of packs of backup %s cannot be read", d.Name)
+			return notKnown(err, d.Name, "the list of packs of backup %s cannot be read", d.Name)
 		}
 	}
 	return nil
@@ -259,8 +270,9 @@ func (p *Plan) needed(name repo.BackupName) func(uint32) bool {
 	return func(n uint32) bool { return of[n] }
 }
 
-// planWAL decides what becomes of WAL.
-func (p *Plan) planWAL(h *history, s *state) {
+// planWAL decides what becomes of WAL; window is that of the policy, if there is
+// one.
+func (p *Plan) planWAL(h *history, s *state, window time.Duration) {
 	switch {
 	case p.Request.only():
 		p.WALStays = "only a backup was asked for"
@@ -296,7 +308,7 @@ func (p *Plan) planWAL(h *history, s *state) {
 		return
 	}
 	horizon := h.now.Add(-repo.GarbageAge)
-	if at := h.now.Add(-p.Request.window); p.Request.window > 0 && at.Before(horizon) {
+	if at := h.now.Add(-window); window > 0 && at.Before(horizon) {
 		horizon = at
 	}
 	if oldest.Before(horizon) {

@@ -40,8 +40,6 @@ type Request struct {
 	Time  time.Time         // Before, without a name
 	Count int               // Retain
 	Force bool              // Everything: also what is marked
-
-	window time.Duration // of the rules that were applied
 }
 
 // names reports whether the backup is one that was asked for by its name.
@@ -62,7 +60,6 @@ func (q *Request) apply(h *history, rules Rules) error {
 			return errs.New(errs.Config, "Set at least one of keep_window, keep_full, keep_daily, keep_weekly, keep_monthly, keep_yearly, in agent.yaml or as a flag.",
 				"there is no policy: every backup would be deleted")
 		}
-		q.window = rules.Window
 		h.policy(rules)
 		h.guards()
 	case Before:

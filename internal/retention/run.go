@@ -51,7 +51,7 @@ type Place struct {
 	Err                               error // why it was not gone on with
 }
 
-// most is how far the clocks of this host and of a store may be apart where time
+// mostSkew is how far the clocks of this host and of a store may be apart where time
 // decides.
 const mostSkew = time.Hour
 
@@ -70,7 +70,7 @@ func Run(ctx context.Context, r *repo.Repository, o Options) (*Result, error) {
 		return nil, err
 	}
 	if !o.Confirm {
-		return p.measure(ctx, r)
+		return p.execute(ctx, r, nil)
 	}
 	unlock, err := o.lock()
 	if err != nil {
@@ -119,26 +119,6 @@ func (o *Options) lock() (unlock func() error, err error) {
 	return l.Unlock, nil
 }
 
-// measure counts what would go.
-func (p *Plan) measure(ctx context.Context, r *repo.Repository) (*Result, error) {
-	res := &Result{Plan: p}
-	var failed []error
-	for _, name := range r.Names() {
-		at := Place{Name: name}
-		sw, err := r.NewSweep(name, p.Cluster)
-		if err == nil {
-			sw.Dry = true
-			err = p.sweep(ctx, r, sw, &at)
-		}
-		if err != nil {
-			at.Err = err
-			failed = append(failed, fmt.Errorf("plan for repository %s: %w", name, err))
-		}
-		res.Places = append(res.Places, at)
-	}
-	return res, errors.Join(failed...)
-}
-
 // delete announces the delete, looks once more at what may have changed, and
 // removes what still goes.
 func (o *Options) delete(ctx context.Context, r *repo.Repository, s *state, p *Plan) (res *Result, err error) {
@@ -161,7 +141,8 @@ func (o *Options) delete(ctx context.Context, r *repo.Repository, s *state, p *P
 		}
 	}()
 	if skew := grave.Skew(); skew.Abs() > mostSkew {
-		return nil, errs.New(errs.Other, "Set this host's clock. Nothing was deleted.", "the clock of this host is %s ahead of the repository's", skew.Round(time.Second))
+		return nil, errs.New(errs.Other, "Nothing was deleted. Set this host's clock (date -u), or that of the store, and run it again.",
+			"the clock of this host and that of the repository are %s apart", skew.Abs().Round(time.Second))
 	}
 	if s.live, err = grave.Claims(ctx); err != nil {
 		return nil, err
@@ -205,14 +186,17 @@ func (p *Plan) recordHorizons(ctx context.Context, r *repo.Repository, host stri
 	return nil
 }
 
+// execute removes what goes; without a grave it only counts that.
 func (p *Plan) execute(ctx context.Context, r *repo.Repository, grave *repo.Grave) (*Result, error) {
-	res := &Result{Plan: p, Confirmed: true}
+	res := &Result{Plan: p, Confirmed: grave != nil}
 	var failed []error
 	for _, name := range r.Names() {
 		at := Place{Name: name}
 		sw, err := r.NewSweep(name, p.Cluster)
 		if err == nil {
-			sw.Current = grave.Current
+			if sw.Dry = grave == nil; !sw.Dry {
+				sw.Current = grave.Current
+			}
 			err = p.sweep(ctx, r, sw, &at)
 		}
 		if err != nil {
