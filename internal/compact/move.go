@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 
@@ -133,13 +134,7 @@ func byNumber(p repo.PackFrames, number uint32) int { return cmp.Compare(p.Numbe
 
 // move brings what a batch needs into new packs, and returns them by number.
 func (c *run) move(ctx context.Context, b *batch, data *repo.Writer) ([]repo.PackFrames, error) {
-	ids := make([]repo.PackID, 0, len(b.packs))
-	for id := range b.packs {
-		ids = append(ids, id)
-	}
-	slices.SortFunc(ids, func(a, b repo.PackID) int {
-		return cmp.Or(cmp.Compare(a.Backup, b.Backup), cmp.Compare(a.Number, b.Number))
-	})
+	ids := slices.SortedFunc(maps.Keys(b.packs), repo.PackID.Compare)
 	out := &moved{name: c.backup.Name}
 	queue := make(chan repo.PackID, len(ids))
 	for _, id := range ids {

@@ -134,7 +134,7 @@ func (c *Cluster) readManifests(ctx context.Context, r *repo.Repository) error {
 		}
 	}
 	headers := make(map[repo.BackupName]map[repo.PackKind]int64)
-	for _, id := range slices.SortedFunc(maps.Keys(c.frames.packs), comparePacks) {
+	for _, id := range slices.SortedFunc(maps.Keys(c.frames.packs), repo.PackID.Compare) {
 		p := c.frames.packs[id]
 		if headers[id.Backup] == nil {
 			headers[id.Backup] = make(map[repo.PackKind]int64)
@@ -158,16 +158,6 @@ func (c *Cluster) readManifests(ctx context.Context, r *repo.Repository) error {
 	}
 	c.frames = nil
 	return nil
-}
-
-func comparePacks(a, b repo.PackID) int {
-	if a.Backup != b.Backup {
-		if a.Backup < b.Backup {
-			return -1
-		}
-		return 1
-	}
-	return int(a.Number) - int(b.Number)
 }
 
 func (c *Cluster) readManifest(ctx context.Context, r *repo.Repository, b *repo.Backup) (err error) {

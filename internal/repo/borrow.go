@@ -195,6 +195,20 @@ func (s PackBits) Add(id PackID) bool {
 	return added
 }
 
+// AddOf puts the packs of one backup that are in another set into this one.
+func (s PackBits) AddOf(from PackBits, name BackupName) {
+	words := s[name]
+	for at, w := range from[name] {
+		if at >= len(words) {
+			words = append(words, 0)
+		}
+		words[at] |= w
+	}
+	if len(words) > 0 {
+		s[name] = words
+	}
+}
+
 // Has reports whether a pack is in the set.
 func (s PackBits) Has(id PackID) bool {
 	words, at := s[id.Backup], int(id.Number/64)

@@ -92,6 +92,11 @@ type claimed struct {
 	objects       []storage.Info
 }
 
+// live reports whether the claim holds at a time of the store.
+func (c *claimed) live(now time.Time) bool {
+	return !c.ended && now.Sub(c.newest.ModTime) <= claimTTL
+}
+
 // claimsIn lists the claims of a place.
 func claimsIn(ctx context.Context, p *place, cluster ClusterID) (map[BackupName]*claimed, error) {
 	all := make(map[BackupName]*claimed)
@@ -141,7 +146,7 @@ func (l *Lease) aloneAt(ctx context.Context, p *place) error {
 		return fmt.Errorf("list claims: own claim %s is not listed", l.claim.Backup)
 	}
 	for name, c := range all {
-		if name == l.claim.Backup || c.ended || own.first.ModTime.Sub(c.newest.ModTime) > claimTTL {
+		if name == l.claim.Backup || !c.live(own.first.ModTime) {
 			continue
 		}
 		since := c.first.ModTime

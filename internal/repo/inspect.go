@@ -82,7 +82,7 @@ func (r *Repository) Unfinished(ctx context.Context, cluster ClusterID, name Bac
 		}
 		whole = whole || n == 2
 		claims, err := claimsIn(ctx, p, cluster)
-		if c := claims[name]; c != nil && !c.ended && r.now().Sub(c.newest.ModTime) < claimTTL {
+		if c := claims[name]; c != nil && c.live(r.now()) {
 			live = true
 		}
 		return err

@@ -52,6 +52,11 @@ type PackID struct {
 	Number uint32
 }
 
+// Compare orders packs by backup and number.
+func (id PackID) Compare(other PackID) int {
+	return cmp.Or(cmp.Compare(id.Backup, other.Backup), cmp.Compare(id.Number, other.Number))
+}
+
 // Run says that the next Length bytes of a file are the raw bytes of a pack
 // from Raw on, or zeros. There are millions of them: they are small, and have no
 // pointers.

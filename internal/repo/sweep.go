@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"agent/internal/postgres"
 	"agent/internal/storage"
 )
@@ -29,17 +31,6 @@ type Swept struct {
 	// Requests is how many deletions and listings a store that takes a thousand
 	// at a time needs.
 	Requests int64
-}
-
-// Add adds what another sweep did.
-func (s *Swept) Add(o Swept) {
-	s.Objects += o.Objects
-	s.Bytes += o.Bytes
-	s.Locked += o.Locked
-	s.Failed += o.Failed
-	s.Requests += o.Requests
-	s.Problems = append(s.Problems, o.Problems...)
-	s.Problems = s.Problems[:min(len(s.Problems), maxProblems)]
 }
 
 // Sweep removes objects from one place, or with Dry only counts them. It is
@@ -186,22 +177,19 @@ func (s *Sweep) list(ctx context.Context, prefix string) iter.Seq2[storage.Info,
 // says which are gone: nothing else of the others may be removed.
 func (s *Sweep) Hide(ctx context.Context, names []BackupName) (gone []BackupName, err error) {
 	s.begin()
+	infos, err := s.visible(ctx, names)
+	if err != nil {
+		return nil, err
+	}
 	locked := make(map[BackupName]bool)
-	for _, name := range names {
-		key := s.cluster.backupKey(name)
-		info, err := s.place.Bucket.Stat(ctx, key)
-		s.swept.Requests++
-		if errors.Is(err, storage.ErrNotExist) {
+	for i, name := range names {
+		if infos[i].Key == "" {
 			continue
 		}
-		if err != nil {
-			return nil, fmt.Errorf("look at backup %s in repository %s: %w", name, s.place.Name, err)
-		}
-		info.Key = key
-		if s.locked(info) {
+		if s.locked(infos[i]) {
 			locked[name] = true
 		}
-		if err := s.remove(ctx, info); err != nil {
+		if err := s.remove(ctx, infos[i]); err != nil {
 			return nil, err
 		}
 	}
@@ -214,6 +202,31 @@ func (s *Sweep) Hide(ctx context.Context, names []BackupName) (gone []BackupName
 		}
 	}
 	return gone, nil
+}
+
+// visible looks at backup.json of each backup; the Key is empty where there is
+// none.
+func (s *Sweep) visible(ctx context.Context, names []BackupName) ([]storage.Info, error) {
+	s.swept.Requests += int64(len(names))
+	infos := make([]storage.Info, len(names))
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(loads)
+	for i, name := range names {
+		g.Go(func() error {
+			key := s.cluster.backupKey(name)
+			info, err := s.place.Bucket.Stat(gctx, key)
+			if errors.Is(err, storage.ErrNotExist) {
+				return nil
+			}
+			if err != nil {
+				return fmt.Errorf("look at backup %s in repository %s: %w", name, s.place.Name, err)
+			}
+			infos[i] = info
+			infos[i].Key = key
+			return nil
+		})
+	}
+	return infos, g.Wait()
 }
 
 // Clear removes what is left of a backup that does not exist: its lists, and the

@@ -234,7 +234,7 @@ func (r *Repository) claimsAt(ctx context.Context, p *place, cluster ClusterID, 
 		return err
 	}
 	for name, c := range all {
-		if c.ended || now.Sub(c.newest.ModTime) > claimTTL {
+		if !c.live(now) {
 			continue
 		}
 		s := source{repo: r, place: p}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"maps"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -239,13 +240,7 @@ func (p *packJobs) damaged(err error) {
 // Fetchers read and open packs; workers decode frames and write, so that both
 // cores are busy however unequal the packs are.
 func (x *run) execute(ctx context.Context, p *plan, packs map[repo.PackID]repo.Pack) error {
-	ids := make([]repo.PackID, 0, len(p.packs))
-	for id := range p.packs {
-		ids = append(ids, id)
-	}
-	slices.SortFunc(ids, func(a, b repo.PackID) int {
-		return cmp.Or(cmp.Compare(a.Backup, b.Backup), cmp.Compare(a.Number, b.Number))
-	})
+	ids := slices.SortedFunc(maps.Keys(p.packs), repo.PackID.Compare)
 	g, ctx := errgroup.WithContext(ctx)
 	// While one answer is awaited, another comes.
 	fetches := max(x.Concurrency, minFetches)

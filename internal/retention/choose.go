@@ -42,6 +42,17 @@ type history struct {
 	active map[postgres.Timeline]time.Time
 }
 
+// going are those that nothing wants yet.
+func (h *history) going() []*Decision {
+	var all []*Decision
+	for _, d := range h.all {
+		if !d.Keep() {
+			all = append(all, d)
+		}
+	}
+	return all
+}
+
 // policy applies rules.
 func (h *history) policy(r Rules) {
 	h.full(r.Full, r.Window == 0)

@@ -39,7 +39,8 @@ type Plan struct {
 	wal    *walPlan
 	survey *archive.Survey
 	live   repo.LiveClaims
-	refs   map[repo.BackupName]map[uint32]bool
+	lists  lists
+	refs   repo.PackBits // packs of what is touched that others need
 }
 
 // Going names the backups that are removed, the oldest first.
@@ -67,6 +68,7 @@ type state struct {
 	held   *repo.HeldBackups
 	marks  map[repo.BackupName]repo.Marks
 	live   repo.LiveClaims
+	lists  lists
 	now    time.Time
 	// announced says what others know that it may be touched; nil: nothing was
 	// announced yet, and all may be planned.
@@ -76,7 +78,7 @@ type state struct {
 // gather reads everything. What a required place does not tell is an error: a
 // mark, a backup or a claim that is only there may forbid what is planned.
 func gather(ctx context.Context, r *repo.Repository, o Options) (*state, error) {
-	s := &state{now: o.Now()}
+	s := &state{now: o.Now(), lists: make(lists)}
 	var err error
 	if s.survey, err = archive.Take(ctx, r, archive.Options{Cluster: o.Cluster, Size: o.SegmentSize, NoBackups: true, Sure: true}); err != nil {
 		return nil, err
@@ -106,7 +108,7 @@ func (s *state) reload(ctx context.Context, r *repo.Repository, o Options) (err 
 // plan decides what goes.
 func (s *state) plan(ctx context.Context, r *repo.Repository, o Options) (p *Plan, err error) {
 	p = &Plan{
-		Cluster: o.Cluster, Request: o.Request, Unread: s.held.Unread, survey: s.survey, live: s.live,
+		Cluster: o.Cluster, Request: o.Request, Unread: s.held.Unread, survey: s.survey, live: s.live, lists: s.lists,
 	}
 	if err := p.unread(); err != nil {
 		return nil, err
@@ -203,21 +205,18 @@ func (s *state) history() *history {
 // packs reads the lists of what goes: they say until when it is locked, which
 // keeps it, and from whom it has borrowed.
 func (s *state) packs(ctx context.Context, r *repo.Repository, h *history) (lenders map[repo.BackupName]bool, err error) {
+	going := h.going()
+	if err := s.lists.read(ctx, r, going); err != nil {
+		return nil, err
+	}
 	until := make(map[repo.BackupName]time.Time)
-	of := make(map[repo.BackupName]map[repo.BackupName]bool)
-	for _, d := range h.all {
-		if d.Keep() {
-			continue
+	for _, d := range going {
+		l := s.lists[d.Name]
+		if l.err != nil && errs.KindOf(l.err) != errs.Damaged {
+			return nil, notKnown(l.err, d.Name, "the list of packs of backup %s cannot be read", d.Name)
 		}
-		until[d.Name], of[d.Name] = r.LockedSince(d.Created), make(map[repo.BackupName]bool)
-		err := r.EachPack(ctx, d.Backup, func(id repo.PackID, p repo.Pack) {
-			of[d.Name][id.Backup] = true
-			if id.Backup == d.Name && p.LockedUntil.After(until[d.Name]) {
-				until[d.Name] = p.LockedUntil
-			}
-		})
-		if err != nil && errs.KindOf(err) != errs.Damaged {
-			return nil, fmt.Errorf("read the packs of backup %s: %w", d.Name, err)
+		if until[d.Name] = r.LockedSince(d.Created); l.locked.After(until[d.Name]) {
+			until[d.Name] = l.locked
 		}
 	}
 	h.locked(until)
@@ -227,9 +226,9 @@ func (s *state) packs(ctx context.Context, r *repo.Repository, h *history) (lend
 		h.spare(s.announced)
 	}
 	lenders = make(map[repo.BackupName]bool)
-	for _, d := range h.all {
-		if !d.Keep() {
-			maps.Copy(lenders, of[d.Name])
+	for _, d := range h.going() {
+		for name := range s.lists[d.Name].packs {
+			lenders[name] = true
 		}
 	}
 	return lenders, nil
@@ -237,37 +236,42 @@ func (s *state) packs(ctx context.Context, r *repo.Repository, h *history) (lend
 
 // readRefs finds out which packs of the backups that are touched others need.
 func (p *Plan) readRefs(ctx context.Context, r *repo.Repository) error {
-	p.refs = make(map[repo.BackupName]map[uint32]bool)
-	for _, name := range p.touched() {
-		p.refs[name] = make(map[uint32]bool)
-	}
-	if len(p.refs) == 0 {
+	p.refs = make(repo.PackBits)
+	if len(p.touched()) == 0 {
 		return nil
 	}
+	var staying []*Decision
 	for _, d := range p.Decisions {
-		if !d.Keep() {
-			continue
+		if d.Keep() {
+			staying = append(staying, d)
 		}
-		if err := p.needs(ctx, r, d.Backup); err != nil {
-			return notKnown(err, d.Name, "the list of packs of backup %s cannot be read", d.Name)
+	}
+	if err := p.lists.read(ctx, r, staying); err != nil {
+		return err
+	}
+	for _, d := range staying {
+		if err := p.needs(d); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
 // needs notes which packs of the backups that are touched a backup has in its list.
-func (p *Plan) needs(ctx context.Context, r *repo.Repository, b *repo.Backup) error {
-	return r.EachPack(ctx, b, func(id repo.PackID, _ repo.Pack) {
-		if of, ok := p.refs[id.Backup]; ok {
-			of[id.Number] = true
-		}
-	})
+func (p *Plan) needs(d *Decision) error {
+	l := p.lists[d.Name]
+	if l.err != nil {
+		return notKnown(l.err, d.Name, "the list of packs of backup %s cannot be read", d.Name)
+	}
+	for _, name := range p.touched() {
+		p.refs.AddOf(l.packs, name)
+	}
+	return nil
 }
 
 // needed says which packs of a backup stay.
 func (p *Plan) needed(name repo.BackupName) func(uint32) bool {
-	of := p.refs[name]
-	return func(n uint32) bool { return of[n] }
+	return func(n uint32) bool { return p.refs.Has(repo.PackID{Backup: name, Number: n}) }
 }
 
 // planWAL decides what becomes of WAL; window is that of the policy, if there is

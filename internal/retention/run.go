@@ -197,7 +197,7 @@ func (p *Plan) execute(ctx context.Context, r *repo.Repository, grave *repo.Grav
 			if sw.Dry = grave == nil; !sw.Dry {
 				sw.Current = grave.Current
 			}
-			err = p.sweep(ctx, r, sw, &at)
+			err = p.sweep(ctx, sw, &at)
 		}
 		if err != nil {
 			at.Err = err
@@ -224,10 +224,10 @@ func kindOf(err error) errs.Kind {
 
 // sweep removes from one place, first what makes backups visible, last what they
 // are made of.
-func (p *Plan) sweep(ctx context.Context, r *repo.Repository, sw *repo.Sweep, at *Place) error {
+func (p *Plan) sweep(ctx context.Context, sw *repo.Sweep, at *Place) error {
 	gone, err := sw.Hide(ctx, p.Going())
 	if err == nil {
-		err = p.refused(ctx, r, gone)
+		err = p.refused(gone)
 	}
 	if err == nil {
 		for _, name := range gone {
@@ -273,7 +273,7 @@ func (p *Plan) sweep(ctx context.Context, r *repo.Repository, sw *repo.Sweep, at
 
 // refused keeps what backups need that were to go and that a place did not give
 // up, packs of others and their WAL: they exist there still.
-func (p *Plan) refused(ctx context.Context, r *repo.Repository, gone []repo.BackupName) error {
+func (p *Plan) refused(gone []repo.BackupName) error {
 	for _, name := range p.Going() {
 		if slices.Contains(gone, name) {
 			continue
@@ -286,8 +286,8 @@ func (p *Plan) refused(ctx context.Context, r *repo.Repository, gone []repo.Back
 			return errs.New(errs.Damaged, "Remove its backup.json first, or delete the others without it.",
 				"backup %s, which cannot be read, was not removed, and what it borrows from others is not known", name)
 		}
-		if err := p.needs(ctx, r, p.Decisions[i].Backup); err != nil {
-			return fmt.Errorf("read the packs of backup %s, which was not removed: %w", name, err)
+		if err := p.needs(p.Decisions[i]); err != nil {
+			return err
 		}
 		if p.wal != nil {
 			p.wal.keepOwn(p.Decisions[i], p.survey.Size)

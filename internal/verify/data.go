@@ -19,7 +19,7 @@ import (
 
 // data looks at every pack, once in each place, several at a time.
 func (x *run) data(ctx context.Context) error {
-	ids := slices.SortedFunc(maps.Keys(x.packs), comparePacks)
+	ids := slices.SortedFunc(maps.Keys(x.packs), repo.PackID.Compare)
 	if x.Depth == Quick {
 		return x.sizes(ctx, ids)
 	}
@@ -40,10 +40,6 @@ func (x *run) data(ctx context.Context) error {
 	}
 	x.badPages()
 	return nil
-}
-
-func comparePacks(a, b repo.PackID) int {
-	return cmp.Or(cmp.Compare(a.Backup, b.Backup), cmp.Compare(a.Number, b.Number))
 }
 
 // pack looks at one pack.
