@@ -87,7 +87,9 @@ func (x *run) missing() ([]archive.Span, error) {
 	if x.ToLatest {
 		for _, t := range x.survey.Timelines() {
 			for _, gap := range x.survey.Gaps(t) {
-				missing = append(missing, gap.Span)
+				if !gap.Expired { // what a delete took was meant to go
+					missing = append(missing, gap.Span)
+				}
 			}
 		}
 	}

@@ -202,6 +202,9 @@ func TestExpire(t *testing.T) {
 			}
 			if len(want) > 0 {
 				m.walVerify(t, 0)
+				if v := verified(t, m.elsewhere(), 0, "--to-latest"); len(v.Findings)+len(v.Moments) > 0 {
+					t.Errorf("verified as wrong or lost is %+v, %+v", v.Findings, v.Moments)
+				}
 				shown := m.walShow(t, 0)
 				if len(shown.Unserved) > 0 {
 					t.Errorf("shown to lack WAL are %q", shown.Unserved)
