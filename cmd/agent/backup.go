@@ -15,6 +15,7 @@ import (
 	"agent/internal/delta"
 	"agent/internal/errs"
 	"agent/internal/host"
+	"agent/internal/postgres"
 	"agent/internal/repo"
 	"agent/internal/report"
 	"agent/internal/wal"
@@ -247,19 +248,11 @@ func (a *app) backupShow() *cobra.Command {
 		Short:   "Show one backup in detail",
 		Args:    exactArgs(1, "backup-show NAME|LATEST [--json]"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			_, r, err := a.ready(cmd)
+			_, r, b, err := a.named(cmd, cluster, args[0])
 			if err != nil {
 				return err
 			}
-			id, err := chooseCluster(cmd, r, cluster)
-			if err != nil {
-				return err
-			}
-			b, err := findBackup(cmd, r, id, args[0])
-			if err != nil {
-				return err
-			}
-			marks, err := r.MarksSeen(cmd.Context(), id)
+			marks, err := r.MarksSeen(cmd.Context(), b.Cluster)
 			if err != nil {
 				return err
 			}
@@ -286,6 +279,34 @@ func chooseCluster(cmd *cobra.Command, r *repo.Repository, given uint64) (repo.C
 		return repo.ClusterID(given), nil
 	}
 	return wal.OnlyCluster(cmd.Context(), r)
+}
+
+// named is ready with the backup that a command is about.
+func (a *app) named(cmd *cobra.Command, cluster uint64, name string) (*config.Config, *repo.Repository, *repo.Backup, error) {
+	cfg, r, err := a.ready(cmd)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	id, err := chooseCluster(cmd, r, cluster)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	b, err := findBackup(cmd, r, id, name)
+	return cfg, r, b, err
+}
+
+// ownCluster is the cluster that is named, or that of the data directory, or the
+// only one there is; and the size of its segments, if the data directory tells.
+func ownCluster(cmd *cobra.Command, cfg *config.Config, r *repo.Repository, given uint64) (repo.ClusterID, postgres.SegmentSize, error) {
+	control, own := ownControl(cmd.Context(), cfg)
+	if given == 0 && own {
+		given = control.SystemIdentifier
+	}
+	id, err := chooseCluster(cmd, r, given)
+	if err != nil || !own || control.SystemIdentifier != uint64(id) {
+		return id, 0, err
+	}
+	return id, control.WALSegmentSize, nil
 }
 
 func findBackup(cmd *cobra.Command, r *repo.Repository, id repo.ClusterID, name string) (*repo.Backup, error) {

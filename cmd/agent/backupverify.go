@@ -86,16 +86,8 @@ func (a *app) verifyBackups(cmd *cobra.Command, args []string, f verifyFlags) er
 	if err := r.CheckNow(cmd.Context()); err != nil {
 		return err
 	}
-	given := f.cluster
-	control, own := ownControl(cmd.Context(), cfg)
-	if given == 0 && own {
-		given = control.SystemIdentifier
-	}
-	if o.Cluster, err = chooseCluster(cmd, r, given); err != nil {
+	if o.Cluster, o.SegmentSize, err = ownCluster(cmd, cfg, r, f.cluster); err != nil {
 		return err
-	}
-	if own && control.SystemIdentifier == uint64(o.Cluster) {
-		o.SegmentSize = control.WALSegmentSize
 	}
 	if o.Backups, err = namedBackups(cmd, r, o.Cluster, args); err != nil {
 		return err

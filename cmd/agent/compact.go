@@ -32,15 +32,7 @@ of it is still needed; the rest is compressed again.
 Of a backup that borrows nothing it makes none, and ends with status 0.`,
 		Args: exactArgs(1, "backup-compact NAME|LATEST [--json]"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			cfg, r, err := a.ready(cmd)
-			if err != nil {
-				return err
-			}
-			id, err := chooseCluster(cmd, r, cluster)
-			if err != nil {
-				return err
-			}
-			b, err := findBackup(cmd, r, id, args[0])
+			cfg, r, b, err := a.named(cmd, cluster, args[0])
 			if err != nil {
 				return err
 			}

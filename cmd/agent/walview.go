@@ -145,16 +145,9 @@ func (a *app) looking(cmd *cobra.Command) (*config.Config, *repo.Repository, err
 // directory's, or of the only one there is.
 func survey(cmd *cobra.Command, cfg *config.Config, r *repo.Repository, given uint64, noBackups bool) (*archive.Survey, error) {
 	o := archive.Options{NoBackups: noBackups}
-	control, own := ownControl(cmd.Context(), cfg)
-	if given == 0 && own {
-		given = control.SystemIdentifier
-	}
 	var err error
-	if o.Cluster, err = chooseCluster(cmd, r, given); err != nil {
+	if o.Cluster, o.Size, err = ownCluster(cmd, cfg, r, given); err != nil {
 		return nil, err
-	}
-	if own && control.SystemIdentifier == uint64(o.Cluster) {
-		o.Size = control.WALSegmentSize
 	}
 	return archive.Take(cmd.Context(), r, o)
 }

@@ -318,66 +318,12 @@ func table() []option {
 			},
 			show: func(c Config) string { return FormatDuration(c.Keep.Window) },
 		},
-		{
-			Option: Option{
-				Key: "keep_full", Env: "AGENT_KEEP_FULL", Flag: "keep-full", Type: "N", Default: "0",
-				Allowed: "0 to 10000",
-				Help:    "agent delete expire: how many of the newest full backups stay, with all that came after the oldest of these.",
-			},
-			fallback: fixed("0"),
-			parse:    storeInt(func(c *Config) *int { return &c.Keep.Full }, 0, maxKept),
-			show:     func(c Config) string { return strconv.Itoa(c.Keep.Full) },
-		},
-		{
-			Option: Option{
-				Key: "keep_daily", Env: "AGENT_KEEP_DAILY", Flag: "keep-daily", Type: "N", Default: "0",
-				Allowed: "0 to 10000",
-				Help:    "agent delete expire: of how many days the last backup stays, counting those days that have one (UTC).",
-			},
-			fallback: fixed("0"),
-			parse:    storeInt(func(c *Config) *int { return &c.Keep.Daily }, 0, maxKept),
-			show:     func(c Config) string { return strconv.Itoa(c.Keep.Daily) },
-		},
-		{
-			Option: Option{
-				Key: "keep_weekly", Env: "AGENT_KEEP_WEEKLY", Flag: "keep-weekly", Type: "N", Default: "0",
-				Allowed: "0 to 10000",
-				Help:    "agent delete expire: of how many weeks the last backup stays, counting those weeks that have one (UTC).",
-			},
-			fallback: fixed("0"),
-			parse:    storeInt(func(c *Config) *int { return &c.Keep.Weekly }, 0, maxKept),
-			show:     func(c Config) string { return strconv.Itoa(c.Keep.Weekly) },
-		},
-		{
-			Option: Option{
-				Key: "keep_monthly", Env: "AGENT_KEEP_MONTHLY", Flag: "keep-monthly", Type: "N", Default: "0",
-				Allowed: "0 to 10000",
-				Help:    "agent delete expire: of how many months the last backup stays, counting those months that have one (UTC).",
-			},
-			fallback: fixed("0"),
-			parse:    storeInt(func(c *Config) *int { return &c.Keep.Monthly }, 0, maxKept),
-			show:     func(c Config) string { return strconv.Itoa(c.Keep.Monthly) },
-		},
-		{
-			Option: Option{
-				Key: "keep_yearly", Env: "AGENT_KEEP_YEARLY", Flag: "keep-yearly", Type: "N", Default: "0",
-				Allowed: "0 to 10000",
-				Help:    "agent delete expire: of how many years the last backup stays, counting those years that have one (UTC).",
-			},
-			fallback: fixed("0"),
-			parse:    storeInt(func(c *Config) *int { return &c.Keep.Yearly }, 0, maxKept),
-			show:     func(c Config) string { return strconv.Itoa(c.Keep.Yearly) },
-		},
-		{
-			Option: Option{
-				Key: "min_backups", Env: "AGENT_MIN_BACKUPS", Flag: "min-backups", Type: "N", Default: "0",
-				Allowed: "0 to 10000",
-				Help:    "agent delete expire: how many of the newest backups stay whatever the other rules say.",
-			},
-			fallback: fixed("0"),
-			parse:    storeInt(func(c *Config) *int { return &c.Keep.Least }, 0, maxKept),
-			show:     func(c Config) string { return strconv.Itoa(c.Keep.Least) },
-		},
+		kept("keep_full", "how many of the newest full backups stay, with all that came after the oldest of these.", func(c *Config) *int { return &c.Keep.Full }),
+		kept("keep_daily", "of how many days the last backup stays, counting those days that have one (UTC).", func(c *Config) *int { return &c.Keep.Daily }),
+		kept("keep_weekly", "of how many weeks the last backup stays, counting those weeks that have one (UTC).", func(c *Config) *int { return &c.Keep.Weekly }),
+		kept("keep_monthly", "of how many months the last backup stays, counting those months that have one (UTC).", func(c *Config) *int { return &c.Keep.Monthly }),
+		kept("keep_yearly", "of how many years the last backup stays, counting those years that have one (UTC).", func(c *Config) *int { return &c.Keep.Yearly }),
+		kept("min_backups", "how many of the newest backups stay whatever the other rules say.", func(c *Config) *int { return &c.Keep.Least }),
 		{
 			Option: Option{
 				Key: "label", Env: "AGENT_LABEL", Flag: "label", Type: "TEXT",
@@ -412,4 +358,18 @@ func table() []option {
 		rows = append(rows, o.top())
 	}
 	return rows
+}
+
+// kept is a rule of retention that counts.
+func kept(key, help string, field func(*Config) *int) option {
+	return option{
+		Option: Option{
+			Key: key, Env: "AGENT_" + strings.ToUpper(key), Flag: strings.ReplaceAll(key, "_", "-"), Type: "N", Default: "0",
+			Allowed: "0 to " + strconv.Itoa(maxKept),
+			Help:    "agent delete expire: " + help,
+		},
+		fallback: fixed("0"),
+		parse:    storeInt(field, 0, maxKept),
+		show:     func(c Config) string { return strconv.Itoa(*field(&c)) },
+	}
 }

@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -54,11 +53,11 @@ type Mark struct {
 
 // Verification says what was looked at.
 type Verification struct {
-	Deep    bool  `json:"deep"`     // frames were opened and pages checked
-	WAL     bool  `json:"wal"`      // with the WAL from start to stop
-	Objects int64 `json:"objects"`  // that were read
-	Bytes   int64 `json:"bytes"`    // stored, of these
-	BadPage int64 `json:"bad_page"` // pages that were damaged already when the backup was made
+	Deep     bool  `json:"deep"`      // frames were opened and pages checked
+	WAL      bool  `json:"wal"`       // with the WAL from start to stop
+	Objects  int64 `json:"objects"`   // that were read
+	Bytes    int64 `json:"bytes"`     // stored, of these
+	BadPages int64 `json:"bad_pages"` // pages that were damaged already when the backup was made
 }
 
 // Marks are what counts of the marks of one backup.
@@ -81,7 +80,7 @@ func (c ClusterID) markPrefix() string { return c.prefix() + "mark/" }
 // markTime writes a time so that names sort by it.
 const markTime = "20060102T150405.000Z"
 
-var markNameRE = regexp.MustCompile(`^([0-9]{8}T[0-9]{6}\.[0-9]{3}Z)-([a-z]+)-[a-z2-7]{6}\.json$`)
+var markNameRE = compiled(`^([0-9]{8}T[0-9]{6}\.[0-9]{3}Z)-([a-z]+)-[a-z2-7]{6}\.json$`)
 
 // marked is a mark as its key tells it.
 type marked struct {
@@ -94,7 +93,7 @@ type marked struct {
 func (c ClusterID) parseMark(key string) (marked, bool) {
 	dir, file, _ := strings.Cut(strings.TrimPrefix(key, c.markPrefix()), "/")
 	name, err := ParseBackupName(dir)
-	parts := markNameRE.FindStringSubmatch(file)
+	parts := markNameRE().FindStringSubmatch(file)
 	if err != nil || parts == nil {
 		return marked{}, false
 	}

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"agent/internal/crypto"
@@ -100,15 +101,21 @@ func DescribeKey(key string) Object {
 	return o
 }
 
-// The ends of keys below wal/, stream/, horizon/, backup/, claim/ and tomb/.
+// The ends of keys below wal/, stream/, horizon/, backup/, claim/ and tomb/. They
+// are compiled when they are first needed: each wal-push would pay for it.
 var (
-	upperHex8RE = regexp.MustCompile(`^[0-9A-F]{8}$`)
-	partialRE   = regexp.MustCompile(`^[0-9A-F]{24}\.partial\.[0-9a-f]{16}$`)
-	horizonRE   = regexp.MustCompile(`^([0-9A-F]{8})-([0-9A-F]{8})[0-9A-F]{16}\.json$`)
-	packRE      = regexp.MustCompile(`^[0-9a-f]{8}$`)
-	claimRE     = regexp.MustCompile(`^(0|[1-9][0-9]*|ended)$`)
-	tombRE      = regexp.MustCompile(`^[0-9a-f]{16}/(0|[1-9][0-9]*|decided)$`)
+	upperHex8RE = compiled(`^[0-9A-F]{8}$`)
+	partialRE   = compiled(`^[0-9A-F]{24}\.partial\.[0-9a-f]{16}$`)
+	horizonRE   = compiled(`^([0-9A-F]{8})-([0-9A-F]{8})[0-9A-F]{16}\.json$`)
+	packRE      = compiled(`^[0-9a-f]{8}$`)
+	claimRE     = compiled(`^(0|[1-9][0-9]*|ended)$`)
+	tombRE      = compiled(`^[0-9a-f]{16}/(0|[1-9][0-9]*|decided)$`)
 )
+
+// compiled is an expression that is compiled at its first use.
+func compiled(expression string) func() *regexp.Regexp {
+	return sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(expression) })
+}
 
 // inCluster reads a key below the cluster's prefix.
 func (o *Object) inCluster(key string) {
@@ -120,7 +127,7 @@ func (o *Object) inCluster(key string) {
 	case "wal":
 		f, ok := walObject(key)
 		o.is(KindWAL, ok && len(parts) == 3 && f.Kind != postgres.WALHistory && inFolder(f, parts[1]) &&
-			(f.Kind != postgres.WALPartial || partialRE.MatchString(last)))
+			(f.Kind != postgres.WALPartial || partialRE().MatchString(last)))
 	case "summary":
 		f, ok := walObject(key)
 		o.is(KindSummary, ok && len(parts) == 3 && f.Kind == postgres.WALSegment && inFolder(f, parts[1]))
@@ -128,21 +135,21 @@ func (o *Object) inCluster(key string) {
 		f, ok := walObject(key)
 		o.is(KindHistory, ok && len(parts) == 2 && f.Kind == postgres.WALHistory)
 	case "stream":
-		o.is(KindStream, len(parts) == 3 && upperHex8RE.MatchString(parts[1]) && streamName(parts[1], last))
+		o.is(KindStream, len(parts) == 3 && upperHex8RE().MatchString(parts[1]) && streamName(parts[1], last))
 	case "gap":
 		_, ok := parseDropped(last)
 		o.is(KindGap, ok && len(parts) == 2)
 	case "horizon":
-		m := horizonRE.FindStringSubmatch(last)
+		m := horizonRE().FindStringSubmatch(last)
 		o.is(KindHorizon, len(parts) == 2 && m != nil && m[1] == m[2])
 	case "claim":
-		o.is(KindClaim, len(parts) == 3 && o.named(parts[1]) && claimRE.MatchString(last))
+		o.is(KindClaim, len(parts) == 3 && o.named(parts[1]) && claimRE().MatchString(last))
 	case "backup":
 		o.inBackup(parts[1:])
 	case "mark":
-		o.is(KindMark, len(parts) == 3 && o.named(parts[1]) && markNameRE.MatchString(last))
+		o.is(KindMark, len(parts) == 3 && o.named(parts[1]) && markNameRE().MatchString(last))
 	case "tomb":
-		o.is(KindTomb, len(parts) == 3 && tombRE.MatchString(parts[1]+"/"+last))
+		o.is(KindTomb, len(parts) == 3 && tombRE().MatchString(parts[1]+"/"+last))
 	case "audit", "drill", "dump":
 		o.is(KindReserved, len(parts) > 1)
 	}
@@ -159,7 +166,7 @@ func (o *Object) inBackup(parts []string) {
 		o.Kind = KindPacks
 	case len(parts) == 2 && parts[1] == "manifest":
 		o.Kind = KindManifest
-	case len(parts) == 3 && parts[1] == "pack" && packRE.MatchString(parts[2]):
+	case len(parts) == 3 && parts[1] == "pack" && packRE().MatchString(parts[2]):
 		n, err := strconv.ParseUint(parts[2], 16, 32)
 		o.Pack = uint32(n)
 		o.is(KindPack, err == nil)

@@ -170,7 +170,7 @@ func (x *run) mark(ctx context.Context) error {
 		err := x.repo.PutMark(ctx, x.Cluster, repo.Mark{
 			Backup: r.Name, Kind: repo.MarkVerified, Host: x.Host,
 			Verified: &repo.Verification{
-				Deep: x.Depth == Deep, WAL: x.survey != nil, Objects: x.result.Objects, Bytes: x.result.Bytes, BadPage: b.of.BadPages,
+				Deep: x.Depth == Deep, WAL: x.survey != nil, Objects: x.result.Objects, Bytes: x.result.Bytes, BadPages: b.of.BadPages,
 			},
 		})
 		switch {
