@@ -56,7 +56,7 @@ func (s *Survey) paths(b *repo.Backup) ([][]leg, error) {
 // needs are the segments that recoveries of the backup may ask for, one span
 // for each timeline, by timeline.
 func (s *Survey) needs(b *repo.Backup, reach Reach) ([]Span, error) {
-	if reach == ToStop {
+	if reach == ToStop || s.alone(b) {
 		sp, err := s.ownSpan(b)
 		return []Span{sp}, err
 	}
@@ -67,10 +67,6 @@ func (s *Survey) needs(b *repo.Backup, reach Reach) ([]Span, error) {
 	stop, err := postgres.ParseSegment(b.StopSegment, s.Size)
 	if err != nil {
 		return nil, err
-	}
-	if s.alone(b) {
-		start := postgres.Segment{Timeline: b.Timeline, Number: b.StartLSN.Segment(s.Size)}
-		return []Span{{start, stop}}, nil
 	}
 	spans := make(map[postgres.Timeline]Span)
 	for _, way := range ways {

@@ -78,7 +78,7 @@ func DeletedOf(res *retention.Result) Deleted {
 			Requests: p.Backups.Requests + p.Garbage.Requests + p.WAL.Requests + p.Unfinished.Requests,
 		}
 		if p.Err != nil {
-			one.Error = strings.ReplaceAll(p.Err.Error(), "\n", "; ")
+			one.Error = oneLine(p.Err)
 		}
 		d.Repositories = append(d.Repositories, one)
 	}
@@ -88,7 +88,7 @@ func DeletedOf(res *retention.Result) Deleted {
 func deletedKind(s repo.Swept) DeletedKind {
 	k := DeletedKind{Objects: s.Objects, Bytes: s.Bytes, Locked: s.Locked, Failed: s.Failed, Errors: []string{}}
 	for _, p := range s.Problems {
-		k.Errors = append(k.Errors, strings.ReplaceAll(p.Err.Error(), "\n", "; "))
+		k.Errors = append(k.Errors, oneLine(p.Err))
 	}
 	return k
 }

@@ -179,7 +179,7 @@ func repositoryOf(s *archive.Survey, p repo.WALHeld) WALRepository {
 		d.StoredBytes += r.Bytes
 	}
 	if p.Err != nil {
-		d.Error = strings.ReplaceAll(p.Err.Error(), "\n", "; ")
+		d.Error = oneLine(p.Err)
 		return d // what it lacks is not known
 	}
 	for _, r := range s.Scan.Ranges {
