@@ -108,7 +108,8 @@ func (a *app) prefetch(cmd *cobra.Command, cluster repo.ClusterID, name beside.N
 	defer func() { err = errors.Join(err, r.Close()) }()
 	p := &prefetch.Prefetcher{
 		Repo: r, Cluster: cluster, Size: owner.WALSegmentSize, Dir: dir, Loads: prefetchLoads(cfg.Concurrency),
-		Free: freeSpace, Over: func() bool { return !recovering(filepath.Dir(dir)) }, Log: a.log, Now: time.Now,
+		Free: freeSpace, Over: func() bool { return !recovering(filepath.Dir(dir)) }, Standby: signalled(filepath.Dir(dir), "standby.signal"),
+		Log: a.log, Now: time.Now,
 	}
 	return p.Run(ctx, l, first)
 }
@@ -134,12 +135,12 @@ func whileServer(ctx context.Context, dataDir string) (context.Context, func()) 
 // recovering reports whether a signal file is beside pg_wal: PostgreSQL removes
 // it when recovery has ended.
 func recovering(dataDir string) bool {
-	for _, name := range []string{"recovery.signal", "standby.signal"} {
-		if _, err := os.Stat(filepath.Join(dataDir, name)); !errors.Is(err, fs.ErrNotExist) {
-			return true
-		}
-	}
-	return false
+	return signalled(dataDir, "recovery.signal") || signalled(dataDir, "standby.signal")
+}
+
+func signalled(dataDir, name string) bool {
+	_, err := os.Stat(filepath.Join(dataDir, name))
+	return !errors.Is(err, fs.ErrNotExist)
 }
 
 func freeSpace(dir string) (int64, error) {

@@ -27,9 +27,11 @@ type Question struct {
 	Segment string `json:"segment"`
 }
 
-// Answer says whether the segment is at wal.RecoveryFile now.
+// Answer says whether the segment is at wal.RecoveryFile now, and if not, whether
+// the repository had it when it was to be fetched.
 type Answer struct {
-	Done bool `json:"done"`
+	Done    bool `json:"done"`
+	Missing bool `json:"missing,omitempty"`
 }
 
 // maxBytes bounds what is fetched ahead, and freeShare what part of the free
@@ -51,8 +53,11 @@ type Prefetcher struct {
 	Free func(dir string) (int64, error)
 	// Over reports that the recovery has ended; it is asked now and then.
 	Over func() bool
-	Log  *slog.Logger
-	Now  func() time.Time
+	// Standby is that the server goes on at the end of the archive, and does not
+	// end its recovery there.
+	Standby bool
+	Log     *slog.Logger
+	Now     func() time.Time
 }
 
 // Run answers the questions that come in through l, beginning with fetching what
@@ -93,12 +98,14 @@ type worker struct {
 	// paused is that the next one was not there, or could not be fetched: that
 	// is found out when it is asked for.
 	paused bool
+	// missing is that it was not there.
+	missing bool
 }
 
 // question is one that waits for its answer.
 type question struct {
 	segment postgres.Segment
-	answer  chan bool // takes one
+	answer  chan Answer // takes one
 }
 
 // slot is a segment that is fetched ahead.
@@ -109,7 +116,7 @@ type slot struct {
 	began   time.Time
 	err     error
 	ended   bool
-	waiting []chan bool
+	waiting []chan Answer
 }
 
 // listen takes connections and passes their questions on.
@@ -141,15 +148,15 @@ func (w *worker) converse(ctx context.Context, conn net.Conn) error {
 	if err != nil {
 		return errors.Join(err, beside.Send(conn, Answer{}))
 	}
-	answer := make(chan bool, 1)
+	answer := make(chan Answer, 1)
 	select {
 	case w.questions <- question{segment, answer}:
 	case <-ctx.Done():
 		return nil
 	}
 	select {
-	case done := <-answer:
-		return beside.Send(conn, Answer{Done: done})
+	case a := <-answer:
+		return beside.Send(conn, a)
 	case <-ctx.Done():
 		return nil
 	}
@@ -167,7 +174,7 @@ func (w *worker) run(ctx context.Context) {
 	for {
 		select {
 		case q := <-w.questions:
-			w.answer(q)
+			w.answer(ctx, q)
 			idle.Reset(w.pace.idle())
 		case s := <-w.loads:
 			w.loaded(ctx, s)
@@ -203,10 +210,18 @@ func (w *worker) awaited() bool {
 
 // answer gives a segment that is here, lets one that is on its way be waited
 // for, and says no to any other, whose successors it fetches from now on.
-func (w *worker) answer(q question) {
+func (w *worker) answer(ctx context.Context, q question) {
 	s := w.slots[q.segment]
+	if s == nil && w.missing && q.segment == w.next {
+		q.answer <- Answer{Missing: true}
+		w.again(ctx, q.segment)
+		return
+	}
 	w.pace.asked(w.Now(), s == nil || !s.ended)
-	w.last, w.paused = q.segment, false
+	w.last = q.segment
+	if s == nil || !w.missing { // else it is known where what is there ends
+		w.paused, w.missing = false, false
+	}
 	if s == nil {
 		// What lies ahead on the same timeline is still right.
 		w.next = q.segment.Next()
@@ -227,12 +242,22 @@ func (w *worker) answer(q question) {
 	}
 	switch {
 	case s == nil:
-		q.answer <- false
+		q.answer <- Answer{}
 	case s.ended:
-		q.answer <- w.hand(s)
+		q.answer <- Answer{Done: w.hand(s)}
 	default:
 		s.waiting = append(s.waiting, q.answer)
 	}
+}
+
+// again fetches the last segment before one that is not there once more: where
+// recovery ends it reads the last record again, from the archive
+// (xlogrecovery.c, FinishWalRecovery).
+func (w *worker) again(ctx context.Context, missing postgres.Segment) {
+	if w.Standby || w.last.Next() != missing || w.slots[w.last] != nil || w.room() < int64(w.Size) {
+		return
+	}
+	w.load(ctx, w.last)
 }
 
 // hand gives the segment to recovery.
@@ -254,17 +279,22 @@ func (w *worker) fill(ctx context.Context) {
 	if len(w.slots) >= depth || w.loading >= w.Loads || w.paused {
 		return
 	}
-	free, err := w.Free(w.Dir)
-	if err != nil {
-		w.Log.Debug("look for free space", "error", err.Error())
-		return
-	}
-	// One is ahead of segments that are larger, too.
-	room := min(max(maxBytes, int64(w.Size)), free/freeShare)
+	room := w.room()
 	for len(w.slots) < depth && w.loading < w.Loads && int64(len(w.slots)+1)*int64(w.Size) <= room {
 		w.load(ctx, w.next)
 		w.next = w.next.Next()
 	}
+}
+
+// room is how many bytes may lie ahead.
+func (w *worker) room() int64 {
+	free, err := w.Free(w.Dir)
+	if err != nil {
+		w.Log.Debug("look for free space", "error", err.Error())
+		return 0
+	}
+	// One is ahead of segments that are larger, too.
+	return min(max(maxBytes, int64(w.Size)), free/freeShare)
 }
 
 // load fetches a segment in the background.
@@ -316,19 +346,22 @@ func (w *worker) loaded(ctx context.Context, s *slot) {
 		if len(s.waiting) > 0 {
 			done := w.hand(s)
 			for _, answer := range s.waiting {
-				answer <- done
+				answer <- Answer{Done: done}
 			}
 		}
 		return
 	}
+	// Nothing behind it is wanted before it is.
+	w.paused, w.missing, w.next = true, errors.Is(s.err, storage.ErrNotExist), s.segment
 	level := slog.LevelWarn
-	if errors.Is(s.err, storage.ErrNotExist) {
+	if w.missing {
 		level = slog.LevelDebug // the end of the archive
+		for _, answer := range s.waiting {
+			answer <- Answer{Missing: true}
+		}
+		s.waiting = nil
 	}
 	w.Log.Log(ctx, level, "not fetched ahead", "wal", s.segment.Name(w.Size), "error", s.err.Error())
-	// Nothing behind it is wanted before it is.
-	w.paused = true
-	w.next = s.segment
 	for segment, other := range w.slots {
 		if segment.Number >= s.segment.Number {
 			w.drop(other)
@@ -341,7 +374,7 @@ func (w *worker) drop(s *slot) {
 	delete(w.slots, s.segment)
 	s.cancel()
 	for _, answer := range s.waiting {
-		answer <- false
+		answer <- Answer{}
 	}
 	s.waiting = nil
 	if s.ended {

@@ -69,6 +69,8 @@ type site struct {
 	pgwal  string
 	over   func() bool
 	free   int64
+
+	standby bool
 }
 
 // newSite archives n segments from number 11 on, made of one real one.
@@ -157,7 +159,7 @@ func (s *site) start(first string) *running {
 	}
 	p := &Prefetcher{
 		Repo: s.repo, Cluster: s.id, Size: segmentSize, Dir: s.pgwal, Loads: 3,
-		Free: func(string) (int64, error) { return s.free, nil }, Over: func() bool { return s.over() },
+		Free: func(string) (int64, error) { return s.free, nil }, Over: func() bool { return s.over() }, Standby: s.standby,
 		Log: slog.New(slog.DiscardHandler), Now: time.Now,
 	}
 	ctx, cancel := context.WithCancel(s.t.Context())
@@ -183,6 +185,11 @@ func (s *site) start(first string) *running {
 // ask asks as wal-fetch does, and takes what it got away as recovery does.
 func (r *running) ask(name string) bool {
 	r.site.t.Helper()
+	return r.answer(name).Done
+}
+
+func (r *running) answer(name string) Answer {
+	r.site.t.Helper()
 	var a Answer
 	if err := beside.Ask(r.site.t.Context(), r.name, Question{name}, &a); err != nil {
 		r.site.t.Fatal(err)
@@ -198,7 +205,7 @@ func (r *running) ask(name string) bool {
 		}
 		os.Remove(path)
 	}
-	return a.Done
+	return a
 }
 
 func TestInOrder(t *testing.T) {
@@ -214,16 +221,51 @@ func TestInOrder(t *testing.T) {
 	}
 	// Behind the end somebody else decides; when more comes, it goes on.
 	next, body := s.moved(s.bodies[s.names[0]], 23)
-	if r.ask(next) {
-		t.Error("a segment that does not exist was fetched")
+	if a := r.answer(next); a != (Answer{Missing: true}) {
+		t.Errorf("the answer for a segment that does not exist is %+v", a)
 	}
-	s.archive(next, body)
-	s.archive(s.moved(body, 24))
-	if r.ask(next) {
-		t.Error("what the caller was told to fetch was fetched too")
+	for number := range uint64(3) {
+		s.archive(s.moved(body, 23+number))
 	}
-	if !r.ask(s.names[13]) {
+	if a := r.answer(next); a != (Answer{Missing: true}) {
+		t.Errorf("the answer for a segment that was not there is %+v", a)
+	}
+	if a := r.answer(s.names[13]); a != (Answer{}) {
+		t.Errorf("the answer for the first behind it is %+v", a)
+	}
+	if !r.ask(s.names[14]) {
 		t.Error("it does not go on behind a segment that came later")
+	}
+}
+
+// TestEnd asks as a recovery does that comes to the end of the archive: for what
+// is not there, perhaps twice, and then for the last one again.
+func TestEnd(t *testing.T) {
+	for _, standby := range []bool{false, true} {
+		s := newSite(t, 6)
+		s.standby = standby
+		r := s.start(s.names[0])
+		for _, name := range s.names[1:] {
+			if !r.ask(name) {
+				t.Errorf("%s was not fetched ahead", name)
+			}
+		}
+		last := s.names[5]
+		next, _ := s.moved(s.bodies[last], 17)
+		for range 2 {
+			if a := r.answer(next); a != (Answer{Missing: true}) {
+				t.Errorf("the answer for a segment that does not exist is %+v", a)
+			}
+		}
+		if got := r.ask(last); got == standby {
+			t.Errorf("standby %v: the last segment is there again: %v", standby, got)
+		}
+		if a := r.answer(next); !standby && a != (Answer{Missing: true}) {
+			t.Errorf("the answer for a segment that does not exist is %+v", a)
+		}
+		if n := s.bucket.count(next); n != 1 && !standby {
+			t.Errorf("the segment that does not exist was asked for %d times", n)
+		}
 	}
 }
 

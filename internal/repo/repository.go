@@ -174,6 +174,12 @@ func (r *Repository) init(ctx context.Context, p *place) (id string, err error) 
 // too). On stores where a look costs a request it is good for some minutes. A
 // best-effort place that fails is left out; what it lacks then is owed.
 func (r *Repository) Check(ctx context.Context) error {
+	r.rest()
+	return r.everywhere(ctx, "", r.check)
+}
+
+// rest leaves best-effort places alone that were away a moment ago.
+func (r *Repository) rest() {
 	for _, p := range r.places {
 		if p.Required {
 			continue
@@ -182,7 +188,6 @@ func (r *Repository) Check(ctx context.Context) error {
 			p.fail(err)
 		}
 	}
-	return r.everywhere(ctx, "", r.check)
 }
 
 // CheckLocal is Check of the required places that are on this host, which costs

@@ -124,16 +124,14 @@ func StreamChain(ranges []StreamRange, start postgres.LSN) (chain []StreamRange,
 	return chain, end
 }
 
-// ReadStreamed puts a segment together from its stored ranges and lets use take
+// ReadStreamed puts a segment together from ranges of it that are stored and lets use take
 // its bytes up to reach, as far as there is no hole. That no range begins
 // with the segment is storage.ErrNotExist. Ranges that overlap must agree, else
 // it is a Conflict: two servers wrote one timeline. What does not fit into
 // memory is kept in the spool directory meanwhile.
-func (r *Repository) ReadStreamed(ctx context.Context, cluster ClusterID, seg postgres.Segment, size postgres.SegmentSize, use func(body io.Reader, reach postgres.LSN) error) (err error) {
-	ranges, err := r.StreamRanges(ctx, cluster, seg, size)
-	if err != nil {
-		return err
-	}
+func (r *Repository) ReadStreamed(ctx context.Context, cluster ClusterID, seg postgres.Segment, size postgres.SegmentSize,
+	ranges []StreamRange, use func(body io.Reader, reach postgres.LSN) error,
+) (err error) {
 	start := seg.Start(size)
 	_, reach := StreamChain(ranges, start)
 	if reach == start {

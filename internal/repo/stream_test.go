@@ -34,7 +34,11 @@ func putPiece(t testing.TB, r *Repository, raw []byte, a, b int) error {
 
 func readPieces(t testing.TB, r *Repository) (body []byte, err error) {
 	t.Helper()
-	err = r.ReadStreamed(t.Context(), testCluster, streamSegment(), streamSize, func(have io.Reader, reach postgres.LSN) (err error) {
+	ranges, err := r.StreamRanges(t.Context(), testCluster, streamSegment(), streamSize)
+	if err != nil {
+		return nil, err
+	}
+	err = r.ReadStreamed(t.Context(), testCluster, streamSegment(), streamSize, ranges, func(have io.Reader, reach postgres.LSN) (err error) {
 		if body, err = io.ReadAll(have); err == nil && reach != streamSegment().Start(streamSize)+postgres.LSN(len(body)) {
 			t.Errorf("%d bytes are said to reach %s", len(body), reach)
 		}

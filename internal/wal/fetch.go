@@ -58,6 +58,9 @@ type Fetcher struct {
 	// Cluster says whose files are wanted where the directory above the
 	// destination does not; 0 is unknown.
 	Cluster repo.ClusterID
+	// Doubtful is that the file is probably not there, so that all that its absence
+	// is judged by is asked for together with it.
+	Doubtful bool
 	// Found, if it is not nil, is called when a segment for recovery was found,
 	// before its bytes are read: those behind it will be asked for next.
 	Found func(cluster repo.ClusterID, segment postgres.Segment, size postgres.SegmentSize)
@@ -171,19 +174,7 @@ func (f *Fetcher) fetch(ctx context.Context, file postgres.WALFile, dest string,
 		return err
 	}
 	for waited := time.Duration(0); ; waited += gapPoll {
-		// A standby asks for the next segment again and again, and can stream it.
-		err = f.Repo.ReadSegment(ctx, cluster, file, standby, func(body io.Reader) error {
-			f.found(cluster, file, dest, owner)
-			return place(body, file, dest, cluster)
-		})
-		switch {
-		case err == nil:
-			f.Log.Debug("fetched", "wal", file.Name)
-			return nil
-		case !errors.Is(err, storage.ErrNotExist):
-			return fmt.Errorf("fetch %s: %w", file.Name, err)
-		}
-		err = f.streamed(ctx, cluster, file, dest, owner, standby, f.miss(ctx, cluster, file, owner, standby))
+		err = f.once(ctx, cluster, file, dest, owner, standby)
 		if !errors.Is(err, errGap) || waited >= f.GapWait {
 			return err
 		}
@@ -192,6 +183,34 @@ func (f *Fetcher) fetch(ctx context.Context, file postgres.WALFile, dest string,
 			return err
 		}
 	}
+}
+
+// once looks for the file once.
+func (f *Fetcher) once(ctx context.Context, cluster repo.ClusterID, file postgres.WALFile, dest string, owner *postgres.Control, standby bool) error {
+	asking, cancel := context.WithCancel(ctx)
+	ask := func() (evidence, error) { return f.evidence(asking, cluster, file, dest, owner, standby) }
+	if f.Doubtful {
+		ask = begin(ask)
+		defer func() { _, _ = ask() }() // cancelled, where the file was found after all
+	}
+	defer cancel()
+	// A standby asks for the next segment again and again, and can stream it.
+	err := f.Repo.ReadSegment(ctx, cluster, file, standby, func(body io.Reader) error {
+		f.found(cluster, file, dest, owner)
+		return place(body, file, dest, cluster)
+	})
+	switch {
+	case err == nil:
+		f.Log.Debug("fetched", "wal", file.Name)
+		return nil
+	case !errors.Is(err, storage.ErrNotExist):
+		return fmt.Errorf("fetch %s: %w", file.Name, err)
+	}
+	e, err := ask()
+	if err != nil {
+		return err
+	}
+	return f.judge(ctx, cluster, file, dest, e)
 }
 
 // found tells that recovery goes on.
@@ -255,42 +274,6 @@ func OnlyCluster(ctx context.Context, r *repo.Repository) (repo.ClusterID, error
 		return 0, errs.New(errs.Usage, "Say which with --system-identifier.",
 			"%s holds %d clusters: %v", r, len(ids), ids)
 	}
-}
-
-// miss decides what it means that the repository has no such file.
-func (f *Fetcher) miss(ctx context.Context, cluster repo.ClusterID, file postgres.WALFile, owner *postgres.Control, standby bool) error {
-	if err := f.Repo.Check(ctx); err != nil {
-		return err
-	}
-	if file.Kind != postgres.WALSegment || standby {
-		// A standby can stream what the archive has lost.
-		return fmt.Errorf("%s is %w %s", file.Name, ErrNotFound, f.Repo)
-	}
-	size, err := f.segmentSize(ctx, cluster, owner)
-	if err != nil {
-		return err
-	}
-	reason, err := f.Repo.Gap(ctx, cluster, file, size)
-	if err != nil {
-		return err
-	}
-	if reason != "" {
-		return errs.Wrap(errGap, errs.Damaged,
-			"Recovery cannot pass it: bring the segment back from another copy or from the old server's pg_wal (agent wal-push). If it is lost for good, add --end-before "+file.Name+" to wal-fetch in restore_command: recovery then ends where the WAL before it ends.",
-			"%s is missing from %s, but %s", file.Name, f.Repo, reason)
-	}
-	return fmt.Errorf("%s is %w %s", file.Name, ErrNotFound, f.Repo)
-}
-
-func (f *Fetcher) segmentSize(ctx context.Context, cluster repo.ClusterID, owner *postgres.Control) (postgres.SegmentSize, error) {
-	if owner != nil && owner.WALSegmentSize.Valid() {
-		return owner.WALSegmentSize, nil
-	}
-	c, err := f.Repo.Cluster(ctx, cluster)
-	if errors.Is(err, storage.ErrNotExist) {
-		return defaultSegmentSize, nil
-	}
-	return c.SegmentSize, err
 }
 
 // TempPrefix begins the names of files that are not yet whole; the id of the

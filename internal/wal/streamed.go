@@ -21,27 +21,14 @@ import (
 // and whoever else fetches wants a whole segment or none. miss is what the
 // absence of the segment means; it is returned when nothing is served. A segment
 // that is missing between others is served only if ranges hold all of it.
-func (f *Fetcher) streamed(ctx context.Context, cluster repo.ClusterID, file postgres.WALFile, dest string, owner *postgres.Control, standby bool, miss error) error {
+func (f *Fetcher) streamed(ctx context.Context, cluster repo.ClusterID, file postgres.WALFile, dest string, e evidence, miss error) error {
+	size := e.size
 	gap := errors.Is(miss, errGap)
-	if standby || file.Kind != postgres.WALSegment || !gap && !errors.Is(miss, ErrNotFound) {
-		return miss
-	}
-	recovers, err := hasSignal(dest, "recovery.signal")
-	if err != nil {
-		return err
-	}
-	if !recovers {
-		return miss
-	}
-	size, err := f.segmentSize(ctx, cluster, owner)
-	if err != nil {
-		return err
-	}
 	segment, err := file.Segment(size)
 	if err != nil {
 		return err
 	}
-	err = f.Repo.ReadStreamed(ctx, cluster, segment, size, func(body io.Reader, reach postgres.LSN) error {
+	err = f.Repo.ReadStreamed(ctx, cluster, segment, size, e.Streamed, func(body io.Reader, reach postgres.LSN) error {
 		if reach = wholeHeader(reach, size); reach == segment.Start(size) || gap && reach != segment.End(size) {
 			return miss
 		}
