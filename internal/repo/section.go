@@ -418,16 +418,15 @@ func decodePart(d *decoder, packs []PackFrames, at []readPlace, limit int64) Par
 	b, pos := d.b, d.at
 	for i := range runs {
 		var length, pack, place uint64
-		length, pack, place, pos = nextRun(b, pos)
-		switch {
-		case pos > len(b):
-			d.fail(io.ErrUnexpectedEOF)
-		case length == 0 || length > longest:
-			d.malformed("run of length %d", length)
-		case pack > uint64(len(packs)):
-			d.malformed("run in pack %d of %d", pack, len(packs))
+		// There are millions of them, whose three numbers mostly take one byte each.
+		if three := b[min(pos, len(b)):]; len(three) >= 3 && three[0]|three[1]|three[2] < 0x80 && three[1] > 0 {
+			length, pack, place = uint64(three[0]), uint64(three[1]), uint64(three[2])
+			pos += 3
+		} else {
+			length, pack, place, pos = nextRun(b, pos)
 		}
-		if d.err != nil {
+		if pos > len(b) || length-1 >= longest || pack > uint64(len(at)) {
+			d.badRun(length, pack, len(at), pos > len(b))
 			return Part{}
 		}
 		r := Run{Length: int64(length) * unit, Pack: int32(pack)}
@@ -440,26 +439,31 @@ func decodePart(d *decoder, packs []PackFrames, at []readPlace, limit int64) Par
 			r.Raw = p.ended + zigzag(place)*unit
 			p.ended = r.Raw + r.Length
 			if r.Raw < p.begin || r.Raw > p.end || r.Length > p.end-r.Raw {
-				p.find(d, &packs[pack-1], r)
+				if p.find(d, &packs[pack-1], r); d.err != nil {
+					return Part{}
+				}
 			}
 		}
 		runs[i] = r
-	}
-	if d.err != nil {
-		return Part{}
 	}
 	d.at = pos
 	return Part{Runs: runs}
 }
 
-// nextRun is the run at a place in b, as nextUint. There are millions of them,
-// whose three numbers mostly take one byte each.
-func nextRun(b []byte, at int) (length, pack, place uint64, next int) {
-	if at+3 <= len(b) {
-		if r := b[at : at+3]; r[0]|r[1]|r[2] < 0x80 && r[1] > 0 {
-			return uint64(r[0]), uint64(r[1]), uint64(r[2]), at + 3
-		}
+// badRun says what is wrong with a run.
+func (d *decoder) badRun(length, pack uint64, packs int, ended bool) {
+	switch {
+	case ended:
+		d.fail(io.ErrUnexpectedEOF)
+	case pack > uint64(packs):
+		d.malformed("run in pack %d of %d", pack, packs)
+	default:
+		d.malformed("run of length %d", length)
 	}
+}
+
+// nextRun is the run at a place in b, as nextUint.
+func nextRun(b []byte, at int) (length, pack, place uint64, next int) {
 	length, at = nextUint(b, at)
 	if pack, at = nextUint(b, at); pack > 0 {
 		place, at = nextUint(b, at)
