@@ -85,7 +85,7 @@ func (m *Manifest) Prove(ctx context.Context) error {
 func (m *Manifest) Close() error { return m.closer.Close() }
 
 // ManifestReader reads a manifest as a stream: memory is a few sections, of which
-// the next ones are brought and decoded while one is used. It is used by one
+// the next one is brought while one is decoded and used. It is used by one
 // goroutine.
 type ManifestReader struct {
 	Header ManifestHeader
@@ -110,7 +110,7 @@ func (m *Manifest) Read(packs map[PackID]Pack) (*ManifestReader, error) {
 	r := &ManifestReader{limit: m.limit, records: &manifestRecords{
 		repo: m.repo, backup: m.backup, packs: packs, dec: new(compress.Decoder), rootOnly: packs == nil,
 		key: m.backup.Cluster.manifestKey(m.backup.Name), lenders: make(map[BackupName]*sectionPack), kept: m.kept,
-		sections: m.sections,
+		sections: m.sections, spare: make(chan []byte, 2),
 	}}
 	var err error
 	if r.Header, err = r.records.open(io.NewSectionReader(m.root, 0, m.size)); err != nil {
@@ -174,12 +174,13 @@ func (m *ManifestReader) malformed(format string, args ...any) error {
 }
 
 // take begins with the parts of a section.
-func (m *ManifestReader) take(s *Section) error {
+func (m *ManifestReader) take(raw *rawSection) (err error) {
 	if m.section != nil && m.next != len(m.section.Parts) {
 		return m.malformed("%d parts of a section belong to no file", len(m.section.Parts)-m.next)
 	}
-	m.section, m.next = s, 0
-	return nil
+	m.next = 0
+	m.section, err = m.records.decode(raw)
+	return err
 }
 
 // parts takes the parts of a file from this and the next sections.

@@ -33,8 +33,8 @@ type manifestRecords struct {
 	last    string
 	final   bool
 	totals  ManifestTotals
-	body    []byte // of the section that is read, while it is decoded
-	frame   []byte // the stored bytes of one of its frames
+	spare   chan []byte // that held the raw bytes of sections
+	frame   []byte      // the stored bytes of a frame of a section
 	lenders map[BackupName]*sectionPack
 	kept    func(PackID) (*os.File, error)
 
@@ -45,9 +45,37 @@ type manifestRecords struct {
 // why there is no more.
 type manifestRecord struct {
 	entries []Entry
-	section *Section
+	section *rawSection
 	end     bool
 	err     error
+}
+
+// rawSection is a section that is not decoded yet.
+type rawSection struct {
+	ref   SectionRef
+	parts uint64
+	body  []byte
+}
+
+// decode gives back the memory of the body.
+func (m *manifestRecords) decode(raw *rawSection) (*Section, error) {
+	s, err := decodeSection(raw.body)
+	if err == nil && uint64(len(s.Parts)) != raw.parts {
+		err = fmt.Errorf("%w: section has %d parts instead of %d", errMalformed, len(s.Parts), raw.parts)
+	}
+	if err != nil {
+		return nil, m.malformed(err)
+	}
+	s.Ref = raw.ref
+	m.recycle(raw.body)
+	return s, nil
+}
+
+func (m *manifestRecords) recycle(body []byte) {
+	select {
+	case m.spare <- body[:0]:
+	default: // there is enough
+	}
 }
 
 // sectionPack is a pack of sections that was brought or kept here.
@@ -196,7 +224,7 @@ func (m *manifestRecords) readEntry(t byte) Entry {
 
 // readSection reads the record of a section and then the section itself; nil if
 // only the root is read.
-func (m *manifestRecords) readSection(ctx context.Context) (*Section, error) {
+func (m *manifestRecords) readSection(ctx context.Context) (*rawSection, error) {
 	d := &m.d
 	lender, err := ParseBackupName(d.string())
 	parts := d.uint()
@@ -204,7 +232,11 @@ func (m *manifestRecords) readSection(ctx context.Context) (*Section, error) {
 	if d.err == nil && err != nil {
 		d.malformed("%v", err)
 	}
-	body := m.body[:0]
+	var body []byte
+	select {
+	case body = <-m.spare:
+	default:
+	}
 	ref := SectionRef{Owner: lender}
 	for range frames {
 		number := uint32(d.size(math.MaxUint32))
@@ -223,19 +255,11 @@ func (m *manifestRecords) readSection(ctx context.Context) (*Section, error) {
 			body = body[:0]
 		}
 	}
-	m.body = body
 	if d.err != nil || m.rootOnly {
+		m.recycle(body)
 		return nil, m.malformed(d.err)
 	}
-	section, err := decodeSection(body)
-	if err == nil && uint64(len(section.Parts)) != parts {
-		err = fmt.Errorf("%w: section has %d parts instead of %d", errMalformed, len(section.Parts), parts)
-	}
-	if err != nil {
-		return nil, m.malformed(err)
-	}
-	section.Ref = ref
-	return section, nil
+	return &rawSection{ref, parts, body}, nil
 }
 
 // readFrame appends the raw bytes of a frame of a section. Sections of one
