@@ -214,8 +214,14 @@ func (b *backlog) archive(t *testing.T, reach []string, url, flags string) cost 
 	b.rounds++
 	repository := fmt.Sprintf("AGENT_REPOSITORY=%s-%d", url, b.rounds)
 	b.w.agent(append(slices.Clone(reach), repository), "repo", "init")
+	return b.timed(t, strings.Join(append(slices.Clone(reach), repository), " ")+" "+harness.AgentBinary(t)+" wal-push "+flags+" %p", "wal-push")
+}
+
+// timed lets the server archive everything again, by a command whose processes
+// have a name among their arguments.
+func (b *backlog) timed(t *testing.T, command, name string) cost {
+	t.Helper()
 	b.w.sh("cd " + b.status() + `; for f in *.done; do mv "$f" "${f%.done}.ready"; done 2>/dev/null || true`)
-	command := strings.Join(append(slices.Clone(reach), repository), " ") + " " + harness.AgentBinary(t) + " wal-push " + flags + " %p"
 	archiver := b.s.QueryInt(t, "SELECT pid FROM pg_stat_activity WHERE backend_type = 'archiver'")
 	before := spent(int(archiver))
 	began := time.Now()
@@ -227,7 +233,7 @@ func (b *backlog) archive(t *testing.T, reach []string, url, flags string) cost 
 		if look%20 != 0 { // reading all of /proc costs what it measures
 			continue
 		}
-		most = max(most, largest("wal-push"))
+		most = max(most, largest(name))
 		for _, pid := range running(filepath.Join(b.s.DataDir, "pg_wal")) {
 			beside = max(beside, spent(pid))
 		}

