@@ -1,14 +1,18 @@
 package e2e_test
 
 import (
+	"bytes"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"agent/internal/compress"
 	"agent/internal/repo"
@@ -45,6 +49,40 @@ func TestChainBound(t *testing.T) {
 	hinted(t, l.agent(t, "backup-push", "--parent", "20200101T000000Z-aaaaaa"), 7, "20200101T000000Z-aaaaaa")
 	hinted(t, l.agent(t, "backup-push", "--parent", l.full.Name, "--full"), 2, "--full", "--parent")
 	hinted(t, l.agent(t, "backup-push", "--detect", "guess"), 2, "guess")
+}
+
+// TestFullEvery lets the full backup of a chain grow old, by what is recorded of it.
+func TestFullEvery(t *testing.T) {
+	t.Parallel()
+	l := newLineage(t, plan{})
+	l.touch(t)
+	last := l.incremental(t, l.full.Name, detectors(l.Major)[0])
+	path := filepath.Join(l.backupDir(t, last.Name), "backup.json")
+	body, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	began := regexp.MustCompile(`("chain_start_time": )"[^"]*"`)
+	old := began.ReplaceAll(body, []byte(`${1}"`+time.Now().Add(-8*24*time.Hour).UTC().Format(time.RFC3339)+`"`))
+	// It carries its own hash, made with zeros in its place (docs/format.md).
+	self := regexp.MustCompile(`"self_sha256": "([0-9a-f]{64})"`).FindSubmatchIndex(old)
+	if bytes.Equal(old, body) || self == nil {
+		t.Fatalf("no chain begins in %s", body)
+	}
+	digits := old[self[2]:self[3]]
+	copy(digits, strings.Repeat("0", len(digits)))
+	copy(digits, fmt.Sprintf("%x", sha256.Sum256(old)))
+	if err := errors.Join(os.Remove(path), os.WriteFile(path, old, 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	l.touch(t)
+	if b := l.pushed(t, "--full-every", "9d"); b.Type != "incremental" || b.Parent != last.Name {
+		t.Errorf("within full_every: %q of %q, not %q: %v", b.Type, b.Parent, last.Name, b.Reasons)
+	}
+	l.touch(t)
+	if b := l.pushed(t); b.Type != "full" || !strings.Contains(strings.Join(b.Reasons, "\n"), "full_every") {
+		t.Errorf("beyond full_every: %q: %v", b.Type, b.Reasons)
+	}
 }
 
 // TestChainWithoutItsMiddle deletes all of a backup that no other one needs. The
