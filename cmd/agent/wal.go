@@ -162,7 +162,6 @@ else who names the segment himself there is none.`,
 			f := &wal.Fetcher{
 				GapWait: gapWait, EndBefore: endBefore, Open: open, Log: a.log,
 				OnOutage: wal.OutagePolicy(cfg.StandbyOnOutage), Cluster: repo.ClusterID(cluster),
-				Doubtful: early.Missing(),
 			}
 			if !noPrefetch && endBefore == "" {
 				f.Found = func(cluster repo.ClusterID, segment postgres.Segment, size postgres.SegmentSize) {

@@ -28,12 +28,17 @@ func smooth(old, value time.Duration) time.Duration {
 // loaded is told how long a segment took.
 func (p *pace) loaded(d time.Duration) { p.load = smooth(p.load, d) }
 
-// asked is told of a question, and whether its answer has to wait.
-func (p *pace) asked(now time.Time, waits bool) {
+// heard is told of a question for what is not there.
+func (p *pace) heard(now time.Time) {
 	if !p.last.IsZero() {
 		p.interval = smooth(p.interval, now.Sub(p.last))
 	}
 	p.last = now
+}
+
+// asked is told of a question, and whether its answer has to wait.
+func (p *pace) asked(now time.Time, waits bool) {
+	p.heard(now)
 	want := p.want()
 	switch {
 	case p.depth == 0:

@@ -27,11 +27,9 @@ type Question struct {
 	Segment string `json:"segment"`
 }
 
-// Answer says whether the segment is at wal.RecoveryFile now, and if not, whether
-// the repository had it when it was to be fetched.
+// Answer says whether the segment is at wal.RecoveryFile now.
 type Answer struct {
-	Done    bool `json:"done"`
-	Missing bool `json:"missing,omitempty"`
+	Done bool `json:"done"`
 }
 
 // maxBytes bounds what is fetched ahead, and freeShare what part of the free
@@ -105,7 +103,7 @@ type worker struct {
 // question is one that waits for its answer.
 type question struct {
 	segment postgres.Segment
-	answer  chan Answer // takes one
+	answer  chan bool // takes one
 }
 
 // slot is a segment that is fetched ahead.
@@ -116,7 +114,7 @@ type slot struct {
 	began   time.Time
 	err     error
 	ended   bool
-	waiting []chan Answer
+	waiting []chan bool
 }
 
 // listen takes connections and passes their questions on.
@@ -148,15 +146,15 @@ func (w *worker) converse(ctx context.Context, conn net.Conn) error {
 	if err != nil {
 		return errors.Join(err, beside.Send(conn, Answer{}))
 	}
-	answer := make(chan Answer, 1)
+	answer := make(chan bool, 1)
 	select {
 	case w.questions <- question{segment, answer}:
 	case <-ctx.Done():
 		return nil
 	}
 	select {
-	case a := <-answer:
-		return beside.Send(conn, a)
+	case done := <-answer:
+		return beside.Send(conn, Answer{Done: done})
 	case <-ctx.Done():
 		return nil
 	}
@@ -213,7 +211,8 @@ func (w *worker) awaited() bool {
 func (w *worker) answer(ctx context.Context, q question) {
 	s := w.slots[q.segment]
 	if s == nil && w.missing && q.segment == w.next {
-		q.answer <- Answer{Missing: true}
+		w.pace.heard(w.Now())
+		q.answer <- false
 		w.again(ctx, q.segment)
 		return
 	}
@@ -242,9 +241,9 @@ func (w *worker) answer(ctx context.Context, q question) {
 	}
 	switch {
 	case s == nil:
-		q.answer <- Answer{}
+		q.answer <- false
 	case s.ended:
-		q.answer <- Answer{Done: w.hand(s)}
+		q.answer <- w.hand(s)
 	default:
 		s.waiting = append(s.waiting, q.answer)
 	}
@@ -346,7 +345,7 @@ func (w *worker) loaded(ctx context.Context, s *slot) {
 		if len(s.waiting) > 0 {
 			done := w.hand(s)
 			for _, answer := range s.waiting {
-				answer <- Answer{Done: done}
+				answer <- done
 			}
 		}
 		return
@@ -356,10 +355,9 @@ func (w *worker) loaded(ctx context.Context, s *slot) {
 	level := slog.LevelWarn
 	if w.missing {
 		level = slog.LevelDebug // the end of the archive
-		for _, answer := range s.waiting {
-			answer <- Answer{Missing: true}
+		if len(s.waiting) > 0 {
+			w.again(ctx, s.segment)
 		}
-		s.waiting = nil
 	}
 	w.Log.Log(ctx, level, "not fetched ahead", "wal", s.segment.Name(w.Size), "error", s.err.Error())
 	for segment, other := range w.slots {
@@ -374,7 +372,7 @@ func (w *worker) drop(s *slot) {
 	delete(w.slots, s.segment)
 	s.cancel()
 	for _, answer := range s.waiting {
-		answer <- Answer{}
+		answer <- false
 	}
 	s.waiting = nil
 	if s.ended {

@@ -18,9 +18,8 @@ type Absence struct {
 
 // Absent asks everything at once that the absence of a segment has to be judged
 // by, and proves that the repository is the right one. The ranges are asked for
-// if streamed is set. It holds of any moment at which the segment is not there,
-// since what is stored is not deleted before recovery has passed it: the caller
-// may look for the segment meanwhile.
+// if streamed is set. It is asked after the segment was looked for: that nothing
+// is behind it may be true no more a moment later.
 func (r *Repository) Absent(ctx context.Context, cluster ClusterID, f postgres.WALFile, size postgres.SegmentSize, streamed bool) (Absence, error) {
 	r.rest()
 	var a Absence

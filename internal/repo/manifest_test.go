@@ -482,3 +482,63 @@ func FuzzManifestRoot(f *testing.F) {
 		}
 	})
 }
+
+// TestManifestReadStops ends the reading of a manifest before and behind its end.
+func TestManifestReadStops(t *testing.T) {
+	r := testRepo(newMemory(), Keys{}, setting(t, "zstd"))
+	id, frames := lent()
+	var items []item
+	for n := range 1000 {
+		items = append(items, item{
+			Entry{Kind: EntryFile, Path: fmt.Sprintf("%05d", n), Mode: 0o600, ModTime: testTime, Size: blocks},
+			[]named{{Length: blocks, Pack: id, Raw: int64(n%100) * blocks}},
+		})
+	}
+	b, packs := store(t, r, items, map[PackID][]Frame{id: frames})
+	root, err := r.OpenManifest(t.Context(), b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	read := func(ctx context.Context, m *ManifestReader, n int) (err error) {
+		for range n {
+			if _, _, err = m.Next(ctx); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	for n := range 20 {
+		m, err := root.Read(packs)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		if err := read(ctx, m, n*20+1); err != nil {
+			t.Error(err)
+		}
+		switch n % 4 {
+		case 0:
+			cancel()
+			if err := read(t.Context(), m, 1001); err == nil || errors.Is(err, io.EOF) {
+				t.Errorf("with another context, after the first was cancelled: %v", err)
+			}
+		case 1:
+			if err := read(ctx, m, 1001); !errors.Is(err, io.EOF) {
+				t.Errorf("at the end: %v", err)
+			}
+			if err := read(ctx, m, 1); !errors.Is(err, io.EOF) {
+				t.Errorf("behind the end: %v", err)
+			}
+		}
+		if err := m.Close(); err != nil {
+			t.Error(err)
+		}
+		if n%4 == 2 {
+			if err := read(ctx, m, 1001); err == nil || errors.Is(err, io.EOF) {
+				t.Errorf("after it was closed: %v", err)
+			}
+		}
+		cancel()
+	}
+}

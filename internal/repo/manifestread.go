@@ -236,13 +236,20 @@ func (m *ManifestReader) record(ctx context.Context) (manifestRecord, error) {
 		case r.end || r.err != nil:
 			return manifestRecord{end: r.end}, r.err
 		}
-		more, ok := <-m.ahead
-		if !ok {
-			more.err = context.Cause(ctx) // else it would have said why it ended
+		select {
+		case more, ok := <-m.ahead:
+			if !ok {
+				// It has ended with its context, or with Close.
+				more.err = first(context.Cause(ctx), errClosed)
+			}
+			m.left, m.at = more, 0
+		case <-ctx.Done():
+			return manifestRecord{}, context.Cause(ctx)
 		}
-		m.left, m.at = more, 0
 	}
 }
+
+var errClosed = errors.New("the manifest is read no more")
 
 // Totals are the sums so far; after io.EOF those of the whole backup.
 func (m *ManifestReader) Totals() ManifestTotals { return m.totals }

@@ -234,7 +234,8 @@ func (r *Repository) everywhere(ctx context.Context, debt string, f func(context
 			r.owe(p, debt)
 		}
 		if ctx.Err() == nil { // else its failure says nothing of the place
-			r.drop(p, results[i])
+			// Who reads takes another copy, whatever is wrong with this place.
+			r.drop(p, fmt.Errorf("%w: %w", errUnusable, results[i]))
 		}
 	}
 	return errors.Join(failed...)

@@ -7,6 +7,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 
 	"agent/internal/errs"
@@ -263,20 +264,25 @@ func (r *Repository) AllHistories(ctx context.Context, cluster ClusterID) (all m
 func (r *Repository) histories(ctx context.Context, cluster ClusterID, asking func(func(*place) error) error) (all map[postgres.Timeline]postgres.History, damaged map[postgres.Timeline]error, err error) {
 	all, damaged = make(map[postgres.Timeline]postgres.History), make(map[postgres.Timeline]error)
 	files := make(map[postgres.Timeline]postgres.WALFile)
+	var mu sync.Mutex
 	note := func(info storage.Info) {
 		f, err := postgres.ParseWALFile(strings.TrimPrefix(info.Key, cluster.historyPrefix()))
 		if err == nil && f.Kind == postgres.WALHistory {
+			mu.Lock()
+			defer mu.Unlock()
 			files[f.Timeline] = f
 		}
 	}
 	err = asking(func(p *place) error {
+		var besides sync.WaitGroup
+		defer besides.Wait()
+		besides.Go(func() { r.hidden(ctx, p, cluster.historyPrefix(), note) })
 		for info, err := range p.Bucket.List(ctx, cluster.historyPrefix(), "") {
 			if err != nil {
 				return fmt.Errorf("list timeline histories: %w", err)
 			}
 			note(info)
 		}
-		r.hidden(ctx, p, cluster.historyPrefix(), note)
 		return nil
 	})
 	if err != nil {

@@ -51,22 +51,6 @@ func (f *Fetcher) judge(ctx context.Context, cluster repo.ClusterID, file postgr
 	return f.streamed(ctx, cluster, file, dest, e, miss)
 }
 
-// begin calls f at once; what it gives back waits for the end of that call, as
-// often as it is called.
-func begin[T any](f func() (T, error)) func() (T, error) {
-	var value T
-	var err error
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		value, err = f()
-	}()
-	return func() (T, error) {
-		<-done
-		return value, err
-	}
-}
-
 func (f *Fetcher) segmentSize(ctx context.Context, cluster repo.ClusterID, owner *postgres.Control) (postgres.SegmentSize, error) {
 	if owner != nil && owner.WALSegmentSize.Valid() {
 		return owner.WALSegmentSize, nil

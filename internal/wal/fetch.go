@@ -58,9 +58,6 @@ type Fetcher struct {
 	// Cluster says whose files are wanted where the directory above the
 	// destination does not; 0 is unknown.
 	Cluster repo.ClusterID
-	// Doubtful is that the file is probably not there, so that all that its absence
-	// is judged by is asked for together with it.
-	Doubtful bool
 	// Found, if it is not nil, is called when a segment for recovery was found,
 	// before its bytes are read: those behind it will be asked for next.
 	Found func(cluster repo.ClusterID, segment postgres.Segment, size postgres.SegmentSize)
@@ -187,13 +184,6 @@ func (f *Fetcher) fetch(ctx context.Context, file postgres.WALFile, dest string,
 
 // once looks for the file once.
 func (f *Fetcher) once(ctx context.Context, cluster repo.ClusterID, file postgres.WALFile, dest string, owner *postgres.Control, standby bool) error {
-	asking, cancel := context.WithCancel(ctx)
-	ask := func() (evidence, error) { return f.evidence(asking, cluster, file, dest, owner, standby) }
-	if f.Doubtful {
-		ask = begin(ask)
-		defer func() { _, _ = ask() }() // cancelled, where the file was found after all
-	}
-	defer cancel()
 	// A standby asks for the next segment again and again, and can stream it.
 	err := f.Repo.ReadSegment(ctx, cluster, file, standby, func(body io.Reader) error {
 		f.found(cluster, file, dest, owner)
@@ -206,7 +196,7 @@ func (f *Fetcher) once(ctx context.Context, cluster repo.ClusterID, file postgre
 	case !errors.Is(err, storage.ErrNotExist):
 		return fmt.Errorf("fetch %s: %w", file.Name, err)
 	}
-	e, err := ask()
+	e, err := f.evidence(ctx, cluster, file, dest, owner, standby)
 	if err != nil {
 		return err
 	}

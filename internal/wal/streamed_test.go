@@ -39,89 +39,87 @@ func cutAt(body []byte, n int) []byte {
 // What was received of a segment is given to a server that is being restored,
 // and to nobody else.
 func TestFetchStreamed(t *testing.T) {
-	doubted(t, func(t *testing.T, newWorld func(*testing.T) *world) {
-		good, later := fixture(t, major+"/"+first+".zst"), fixture(t, major+"/"+second+".zst")
-		t.Run("who asks", func(t *testing.T) {
-			w := newWorld(t)
-			w.stream(good, 0, 5000)
-			w.stream(good, 4000, 20_000)
-			if _, err := w.restore(first); !errors.Is(err, ErrNotFound) {
-				t.Errorf("without a signal: %v", err)
-			}
-			signal := w.write("recovery.signal", nil)
-			if got, err := w.restore(first); err != nil || !bytes.Equal(got, cutAt(good, 20_000)) {
-				t.Errorf("%d bytes, %v", len(got), err)
-			}
-			if _, err := w.restore(second); !errors.Is(err, ErrNotFound) {
-				t.Errorf("nothing was received of it: %v", err)
-			}
-			w.write("standby.signal", nil)
-			if _, err := w.restore(first); !errors.Is(err, ErrNotFound) {
-				t.Errorf("a standby: %v", err)
-			}
-			if err := os.Remove(signal); err != nil {
-				t.Fatal(err)
-			}
-		})
-		t.Run("a header that is cut", func(t *testing.T) {
-			for reach, want := range map[int]int{10: -1, 39: -1, 40: 40, 8192 + 23: 8192, 8192 + 24: 8192 + 24, 16384: 16384} {
-				w := newWorld(t)
-				w.write("recovery.signal", nil)
-				w.stream(good, 0, reach)
-				got, err := w.restore(first)
-				if want < 0 && !errors.Is(err, ErrNotFound) || want >= 0 && (err != nil || !bytes.Equal(got, cutAt(good, want))) {
-					t.Errorf("%d: %d bytes, %v", reach, len(got), err)
-				}
-			}
-		})
-		t.Run("whole is better", func(t *testing.T) {
+	good, later := fixture(t, major+"/"+first+".zst"), fixture(t, major+"/"+second+".zst")
+	t.Run("who asks", func(t *testing.T) {
+		w := newWorld(t)
+		w.stream(good, 0, 5000)
+		w.stream(good, 4000, 20_000)
+		if _, err := w.restore(first); !errors.Is(err, ErrNotFound) {
+			t.Errorf("without a signal: %v", err)
+		}
+		signal := w.write("recovery.signal", nil)
+		if got, err := w.restore(first); err != nil || !bytes.Equal(got, cutAt(good, 20_000)) {
+			t.Errorf("%d bytes, %v", len(got), err)
+		}
+		if _, err := w.restore(second); !errors.Is(err, ErrNotFound) {
+			t.Errorf("nothing was received of it: %v", err)
+		}
+		w.write("standby.signal", nil)
+		if _, err := w.restore(first); !errors.Is(err, ErrNotFound) {
+			t.Errorf("a standby: %v", err)
+		}
+		if err := os.Remove(signal); err != nil {
+			t.Fatal(err)
+		}
+	})
+	t.Run("a header that is cut", func(t *testing.T) {
+		for reach, want := range map[int]int{10: -1, 39: -1, 40: 40, 8192 + 23: 8192, 8192 + 24: 8192 + 24, 16384: 16384} {
 			w := newWorld(t)
 			w.write("recovery.signal", nil)
-			w.stream(good, 0, 20_000)
-			if err := w.archive(first, good); err != nil {
-				t.Fatal(err)
+			w.stream(good, 0, reach)
+			got, err := w.restore(first)
+			if want < 0 && !errors.Is(err, ErrNotFound) || want >= 0 && (err != nil || !bytes.Equal(got, cutAt(good, want))) {
+				t.Errorf("%d: %d bytes, %v", reach, len(got), err)
 			}
-			if got, err := w.restore(first); err != nil || !bytes.Equal(got, good) {
-				t.Errorf("%d bytes, %v", len(got), err)
-			}
-		})
-		t.Run("a gap", func(t *testing.T) {
-			w := newWorld(t)
-			w.write("recovery.signal", nil)
-			w.stream(good, 0, 20_000)
-			if err := w.archive(second, later); err != nil {
-				t.Fatal(err)
-			}
-			if _, err := w.restore(first); errors.Is(err, ErrNotFound) || errs.KindOf(err) != errs.Damaged {
-				t.Errorf("half a segment fills no gap: %v", err)
-			}
-			w.stream(good, 20_000, len(good))
-			if got, err := w.restore(first); err != nil || !bytes.Equal(got, good) {
-				t.Errorf("all of it does: %d bytes, %v", len(got), err)
-			}
-		})
-		t.Run("damaged", func(t *testing.T) {
-			w := newWorld(t)
-			w.write("recovery.signal", nil)
-			w.stream(good, 0, 20_000)
-			found, err := filepath.Glob(filepath.Join(w.folder, "cluster/*/stream/*/*"))
-			if err != nil || len(found) != 1 {
-				t.Fatalf("%v, %v", found, err)
-			}
-			if err := errors.Join(os.Remove(found[0]), os.WriteFile(found[0], []byte("nothing"), 0o600)); err != nil {
-				t.Fatal(err)
-			}
-			if _, err := w.restore(first); errors.Is(err, ErrNotFound) || errs.KindOf(err) != errs.Damaged {
-				t.Errorf("got %v", err)
-			}
-		})
-		t.Run("not what it says", func(t *testing.T) {
-			w := newWorld(t)
-			w.write("recovery.signal", nil)
-			w.stream(later, 0, 20_000)
-			if _, err := w.restore(first); errors.Is(err, ErrNotFound) || errs.KindOf(err) != errs.Damaged {
-				t.Errorf("got %v", err)
-			}
-		})
+		}
+	})
+	t.Run("whole is better", func(t *testing.T) {
+		w := newWorld(t)
+		w.write("recovery.signal", nil)
+		w.stream(good, 0, 20_000)
+		if err := w.archive(first, good); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := w.restore(first); err != nil || !bytes.Equal(got, good) {
+			t.Errorf("%d bytes, %v", len(got), err)
+		}
+	})
+	t.Run("a gap", func(t *testing.T) {
+		w := newWorld(t)
+		w.write("recovery.signal", nil)
+		w.stream(good, 0, 20_000)
+		if err := w.archive(second, later); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.restore(first); errors.Is(err, ErrNotFound) || errs.KindOf(err) != errs.Damaged {
+			t.Errorf("half a segment fills no gap: %v", err)
+		}
+		w.stream(good, 20_000, len(good))
+		if got, err := w.restore(first); err != nil || !bytes.Equal(got, good) {
+			t.Errorf("all of it does: %d bytes, %v", len(got), err)
+		}
+	})
+	t.Run("damaged", func(t *testing.T) {
+		w := newWorld(t)
+		w.write("recovery.signal", nil)
+		w.stream(good, 0, 20_000)
+		found, err := filepath.Glob(filepath.Join(w.folder, "cluster/*/stream/*/*"))
+		if err != nil || len(found) != 1 {
+			t.Fatalf("%v, %v", found, err)
+		}
+		if err := errors.Join(os.Remove(found[0]), os.WriteFile(found[0], []byte("nothing"), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.restore(first); errors.Is(err, ErrNotFound) || errs.KindOf(err) != errs.Damaged {
+			t.Errorf("got %v", err)
+		}
+	})
+	t.Run("not what it says", func(t *testing.T) {
+		w := newWorld(t)
+		w.write("recovery.signal", nil)
+		w.stream(later, 0, 20_000)
+		if _, err := w.restore(first); errors.Is(err, ErrNotFound) || errs.KindOf(err) != errs.Damaged {
+			t.Errorf("got %v", err)
+		}
 	})
 }

@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"io"
 	"iter"
 	"log/slog"
@@ -286,134 +285,148 @@ func TestPushRefuses(t *testing.T) {
 	})
 }
 
-// doubted runs a test of fetching twice: also with that being asked at once which is
-// needed if the file is not there. The outcome is the same.
-func doubted(t *testing.T, test func(t *testing.T, newWorld func(*testing.T) *world)) {
-	t.Helper()
-	for _, doubtful := range []bool{false, true} {
-		t.Run(fmt.Sprintf("doubtful %v", doubtful), func(t *testing.T) {
-			test(t, func(t *testing.T) *world {
-				t.Helper()
-				w := newWorld(t)
-				w.fetch.Doubtful = doubtful
-				return w
-			})
-		})
-	}
+func TestFetchMisses(t *testing.T) {
+	good, later := fixture(t, major+"/"+first+".zst"), fixture(t, major+"/"+second+".zst")
+	t.Run("the end", func(t *testing.T) {
+		w := newWorld(t)
+		if err := w.archive(first, good); err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range []string{second, "00000002.history", "00000001000000000000000A.00000028.backup"} {
+			if _, err := w.restore(name); !errors.Is(err, ErrNotFound) {
+				t.Fatalf("%s: %v", name, err)
+			}
+		}
+	})
+	t.Run("a gap", func(t *testing.T) {
+		w := newWorld(t)
+		if err := w.archive(second, later); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.restore(first); errors.Is(err, ErrNotFound) || errs.KindOf(err) != errs.Damaged || !strings.Contains(err.Error(), second) {
+			t.Fatalf("got %v", err)
+		}
+		w.write("standby.signal", nil)
+		if _, err := w.restore(first); !errors.Is(err, ErrNotFound) {
+			t.Fatalf("a standby can stream it: %v", err)
+		}
+	})
+	t.Run("a repository that is gone", func(t *testing.T) {
+		w := newWorld(t)
+		if err := os.Remove(filepath.Join(w.folder, "repository.json")); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.restore(first); errors.Is(err, ErrNotFound) || errs.KindOf(err) != errs.NotInitialised {
+			t.Fatalf("got %v", err)
+		}
+	})
+	t.Run("damaged", func(t *testing.T) {
+		w := newWorld(t)
+		if err := w.archive(first, good); err != nil {
+			t.Fatal(err)
+		}
+		files, err := filepath.Glob(filepath.Join(w.folder, "cluster/*/wal/*/*"))
+		if err != nil || len(files) != 1 {
+			t.Fatalf("%v, %v", files, err)
+		}
+		body, err := os.ReadFile(files[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		body[len(body)/2] ^= 1
+		if err := errors.Join(os.Remove(files[0]), os.WriteFile(files[0], body, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.restore(first); errors.Is(err, ErrNotFound) || errs.KindOf(err) != errs.Damaged {
+			t.Fatalf("got %v", err)
+		}
+	})
+	t.Run("a wrong name", func(t *testing.T) {
+		if _, err := newWorld(t).restore("RECOVERYXLOG"); errs.KindOf(err) != errs.Usage {
+			t.Fatalf("got %v", err)
+		}
+	})
 }
 
-func TestFetchMisses(t *testing.T) {
-	doubted(t, func(t *testing.T, newWorld func(*testing.T) *world) {
-		good, later := fixture(t, major+"/"+first+".zst"), fixture(t, major+"/"+second+".zst")
-		t.Run("the end", func(t *testing.T) {
-			w := newWorld(t)
-			if err := w.archive(first, good); err != nil {
-				t.Fatal(err)
-			}
-			for _, name := range []string{second, "00000002.history", "00000001000000000000000A.00000028.backup"} {
-				if _, err := w.restore(name); !errors.Is(err, ErrNotFound) {
-					t.Fatalf("%s: %v", name, err)
-				}
-			}
-		})
-		t.Run("a gap", func(t *testing.T) {
-			w := newWorld(t)
-			if err := w.archive(second, later); err != nil {
-				t.Fatal(err)
-			}
-			if _, err := w.restore(first); errors.Is(err, ErrNotFound) || errs.KindOf(err) != errs.Damaged || !strings.Contains(err.Error(), second) {
-				t.Fatalf("got %v", err)
-			}
-			w.write("standby.signal", nil)
-			if _, err := w.restore(first); !errors.Is(err, ErrNotFound) {
-				t.Fatalf("a standby can stream it: %v", err)
-			}
-		})
-		t.Run("a repository that is gone", func(t *testing.T) {
-			w := newWorld(t)
-			if err := os.Remove(filepath.Join(w.folder, "repository.json")); err != nil {
-				t.Fatal(err)
-			}
-			if _, err := w.restore(first); errors.Is(err, ErrNotFound) || errs.KindOf(err) != errs.NotInitialised {
-				t.Fatalf("got %v", err)
-			}
-		})
-		t.Run("damaged", func(t *testing.T) {
-			w := newWorld(t)
-			if err := w.archive(first, good); err != nil {
-				t.Fatal(err)
-			}
-			files, err := filepath.Glob(filepath.Join(w.folder, "cluster/*/wal/*/*"))
-			if err != nil || len(files) != 1 {
-				t.Fatalf("%v, %v", files, err)
-			}
-			body, err := os.ReadFile(files[0])
-			if err != nil {
-				t.Fatal(err)
-			}
-			body[len(body)/2] ^= 1
-			if err := errors.Join(os.Remove(files[0]), os.WriteFile(files[0], body, 0o600)); err != nil {
-				t.Fatal(err)
-			}
-			if _, err := w.restore(first); errors.Is(err, ErrNotFound) || errs.KindOf(err) != errs.Damaged {
-				t.Fatalf("got %v", err)
-			}
-		})
-		t.Run("a wrong name", func(t *testing.T) {
-			if _, err := newWorld(t).restore("RECOVERYXLOG"); errs.KindOf(err) != errs.Usage {
-				t.Fatalf("got %v", err)
-			}
-		})
+// TestFetchBestEffortGone comes to the end of the archive, more than once by one
+// handle, beside a best-effort repository that is not there any more.
+func TestFetchBestEffortGone(t *testing.T) {
+	w := newWorld(t)
+	spare := t.TempDir()
+	b, err := fs.Open(t.Context(), spare)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := repo.New([]repo.Place{{Name: "main", Bucket: w.bucket, Required: true}, {Name: "spare", Bucket: b}}, repo.Options{
+		SpoolDir: t.TempDir(), Log: slog.New(slog.DiscardHandler), Now: time.Now, Pins: repo.NewPins(t.TempDir()), Debts: repo.NewDebts(t.TempDir()),
 	})
+	if _, err := r.Init(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	w.push.Repo, w.fetch.Repo = r, r
+	good := fixture(t, major+"/"+first+".zst")
+	if err := w.archive(first, good); err != nil {
+		t.Fatal(err)
+	}
+	// What is above an empty mount point.
+	if err := errors.Join(os.Remove(filepath.Join(spare, "repository.json")), os.RemoveAll(filepath.Join(spare, "cluster"))); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		if _, err := w.restore(second); !errors.Is(err, ErrNotFound) {
+			t.Errorf("behind the end: %v", err)
+		}
+		if got, err := w.restore(first); err != nil || !bytes.Equal(got, good) {
+			t.Errorf("before it: %d bytes, %v", len(got), err)
+		}
+	}
 }
 
 // What an outage means depends on whether the server is a standby and what
 // was set.
 func TestFetchOutage(t *testing.T) {
-	doubted(t, func(t *testing.T, newWorld func(*testing.T) *world) {
-		for _, outage := range []error{storage.ErrUnavailable, storage.ErrPermission} {
-			for what, test := range map[string]struct {
-				policy   OutagePolicy
-				standby  bool
-				fails    int64
-				notFound bool
-				ok       bool
-			}{
-				"a primary stops":               {OutageWait, false, -1, false, false},
-				"a primary stops whatever set":  {OutageNotFound, false, -1, false, false},
-				"a standby waits":               {OutageWait, true, 1, false, true},
-				"a standby that shall not wait": {OutageNotFound, true, -1, true, false},
-				"a standby that shall stop":     {OutageStop, true, -1, false, false},
-			} {
-				t.Run(what+"/"+outage.Error(), func(t *testing.T) {
-					w := newWorld(t)
-					if err := w.archive(first, fixture(t, major+"/"+first+".zst")); err != nil {
-						t.Fatal(err)
-					}
-					if test.standby {
-						w.write("standby.signal", nil)
-					}
-					w.bucket.err = outage
-					w.bucket.left.Store(test.fails)
-					w.fetch.OnOutage = test.policy
-					_, err := w.restore(first)
-					if (err == nil) != test.ok || errors.Is(err, ErrNotFound) != test.notFound || err != nil && !errors.Is(err, outage) {
-						t.Fatalf("got %v", err)
-					}
-				})
-			}
+	for _, outage := range []error{storage.ErrUnavailable, storage.ErrPermission} {
+		for what, test := range map[string]struct {
+			policy   OutagePolicy
+			standby  bool
+			fails    int64
+			notFound bool
+			ok       bool
+		}{
+			"a primary stops":               {OutageWait, false, -1, false, false},
+			"a primary stops whatever set":  {OutageNotFound, false, -1, false, false},
+			"a standby waits":               {OutageWait, true, 1, false, true},
+			"a standby that shall not wait": {OutageNotFound, true, -1, true, false},
+			"a standby that shall stop":     {OutageStop, true, -1, false, false},
+		} {
+			t.Run(what+"/"+outage.Error(), func(t *testing.T) {
+				w := newWorld(t)
+				if err := w.archive(first, fixture(t, major+"/"+first+".zst")); err != nil {
+					t.Fatal(err)
+				}
+				if test.standby {
+					w.write("standby.signal", nil)
+				}
+				w.bucket.err = outage
+				w.bucket.left.Store(test.fails)
+				w.fetch.OnOutage = test.policy
+				_, err := w.restore(first)
+				if (err == nil) != test.ok || errors.Is(err, ErrNotFound) != test.notFound || err != nil && !errors.Is(err, outage) {
+					t.Fatalf("got %v", err)
+				}
+			})
 		}
-		t.Run("waiting ends with the context", func(t *testing.T) {
-			w := newWorld(t)
-			w.write("standby.signal", nil)
-			w.bucket.left.Store(-1)
-			ctx, cancel := context.WithCancel(t.Context())
-			w.fetch.Log = slog.New(onLog{slog.DiscardHandler, cancel})
-			err := w.fetch.Fetch(ctx, first, filepath.Join(w.pgdata, "pg_wal", "RECOVERYXLOG"))
-			if err == nil || errors.Is(err, ErrNotFound) {
-				t.Fatalf("got %v", err)
-			}
-		})
+	}
+	t.Run("waiting ends with the context", func(t *testing.T) {
+		w := newWorld(t)
+		w.write("standby.signal", nil)
+		w.bucket.left.Store(-1)
+		ctx, cancel := context.WithCancel(t.Context())
+		w.fetch.Log = slog.New(onLog{slog.DiscardHandler, cancel})
+		err := w.fetch.Fetch(ctx, first, filepath.Join(w.pgdata, "pg_wal", "RECOVERYXLOG"))
+		if err == nil || errors.Is(err, ErrNotFound) {
+			t.Fatalf("got %v", err)
+		}
 	})
 }
 

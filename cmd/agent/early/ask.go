@@ -24,7 +24,7 @@ func push(name, file string) (code int, answered bool) {
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGHUP)
 	defer signal.Stop(signals)
 	done := make(chan bool, 1)
-	go func() { done <- ask(name, `{"file":"`+file+`","take":true}`, pushPatience) == yes }()
+	go func() { done <- ask(name, `{"file":"`+file+`","take":true}`, pushPatience) }()
 	select {
 	case yes := <-done:
 		return 0, yes
@@ -33,24 +33,20 @@ func push(name, file string) (code int, answered bool) {
 	}
 }
 
-// What a process answers (package beside: JSON on one line) that has done what it
-// is asked for, and that knows of no such segment. Anything else is a no.
-const (
-	yes  = `{"done":true}` + "\n"
-	none = `{"done":false,"missing":true}` + "\n"
-)
+// yes is what a process answers that has done what it is asked for (package
+// beside: JSON on one line). Anything else is a no.
+const yes = `{"done":true}` + "\n"
 
 // ask asks the process that has the name, if there is one and it is this user's,
-// by a system call for each step: package net would be initialised too late. The
-// answer is empty if there is none of the known ones.
-func ask(name, question string, patience time.Duration) string {
+// by a system call for each step: package net would be initialised too late.
+func ask(name, question string, patience time.Duration) bool {
 	fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return ""
+		return false
 	}
 	if !send(fd, name, question, patience) || syscall.SetNonblock(fd, true) != nil {
 		_ = syscall.Close(fd) // nothing was asked, or in vain
-		return ""
+		return false
 	}
 	// A thread that waits in a system call is one that the runtime looks after,
 	// every 20 microseconds at first, which costs as much as all the rest here. It
@@ -58,13 +54,11 @@ func ask(name, question string, patience time.Duration) string {
 	conn := os.NewFile(uintptr(fd), name)
 	defer func() { _ = conn.Close() }() // the answer is here, or none is
 	if err := conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
-		return ""
+		return false
 	}
-	answer, err := io.ReadAll(io.LimitReader(conn, int64(len(none))))
-	if text := string(answer); err == nil && (text == yes || text == none) {
-		return text
-	}
-	return ""
+	answer := make([]byte, len(yes))
+	_, err = io.ReadFull(conn, answer)
+	return err == nil && string(answer) == yes
 }
 
 // send connects to the process and asks it.

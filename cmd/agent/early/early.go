@@ -20,10 +20,8 @@ import (
 	"time"
 )
 
-var (
-	waited  time.Duration // what the question has cost a call that goes on
-	missing bool
-)
+// waited is what the question has cost a call that goes on.
+var waited time.Duration
 
 func init() {
 	began := time.Now()
@@ -36,10 +34,6 @@ func init() {
 // Waited is how long this process has waited in vain for an answer, before its
 // command began.
 func Waited() time.Duration { return waited }
-
-// Missing reports that, as the process knew which was asked, the repository did
-// not have the segment a while ago.
-func Missing() bool { return missing }
 
 // Answer is the exit status of a call with these arguments, if it is one of
 // PostgreSQL's whose work is done already.
@@ -62,7 +56,5 @@ func Answer(args []string, getenv func(string) string) (code int, answered bool)
 	if c.Command == Push {
 		return push(name, c.File)
 	}
-	answer := ask(name, `{"segment":"`+c.File+`"}`, fetchPatience)
-	missing = answer == none
-	return 0, answer == yes
+	return 0, ask(name, `{"segment":"`+c.File+`"}`, fetchPatience)
 }
