@@ -53,7 +53,7 @@ func archives(t *testing.T, s *harness.Server, command string) {
 // TestPeerBackup compares backups and restores of a full and seven incrementals
 // with 1% of the pages each, in which each tool has its own full backup before.
 func TestPeerBackup(t *testing.T) {
-	s, b, size := incrementalSite(t, harness.DefaultMajor, scale(t, "BENCH_PEER", 200))
+	s, b, size := incrementalSite(t, harness.DefaultMajor, scale(t, "BENCH_PEER", 100))
 	b.env = append(b.env, "AGENT_COMPRESSION=lz4")
 	p := newPgBackRest(t, b, s)
 	s.AppendConf(t, map[string]string{"wal_keep_size": "16GB"})
