@@ -93,11 +93,9 @@ type worker struct {
 	slots map[postgres.Segment]*slot // fetched, or being fetched
 	last  postgres.Segment           // that was asked for
 	next  postgres.Segment           // to be fetched
-	// paused is that the next one was not there, or could not be fetched: that
-	// is found out when it is asked for.
-	paused bool
-	// missing is that it was not there.
-	missing bool
+	// stopped is why the next one could not be fetched, if it could not: whether it
+	// can is found out when it is asked for.
+	stopped error
 }
 
 // question is one that waits for its answer.
@@ -210,7 +208,8 @@ func (w *worker) awaited() bool {
 // for, and says no to any other, whose successors it fetches from now on.
 func (w *worker) answer(ctx context.Context, q question) {
 	s := w.slots[q.segment]
-	if s == nil && w.missing && q.segment == w.next {
+	ended := errors.Is(w.stopped, storage.ErrNotExist) // it is known where what is there ends
+	if s == nil && ended && q.segment == w.next {
 		w.pace.heard(w.Now())
 		q.answer <- false
 		w.again(ctx, q.segment)
@@ -218,8 +217,8 @@ func (w *worker) answer(ctx context.Context, q question) {
 	}
 	w.pace.asked(w.Now(), s == nil || !s.ended)
 	w.last = q.segment
-	if s == nil || !w.missing { // else it is known where what is there ends
-		w.paused, w.missing = false, false
+	if s == nil || !ended {
+		w.stopped = nil
 	}
 	if s == nil {
 		// What lies ahead on the same timeline is still right.
@@ -275,7 +274,7 @@ func (w *worker) hand(s *slot) bool {
 // fill begins to fetch what should be here.
 func (w *worker) fill(ctx context.Context) {
 	depth := max(w.pace.depth, firstDepth)
-	if len(w.slots) >= depth || w.loading >= w.Loads || w.paused {
+	if len(w.slots) >= depth || w.loading >= w.Loads || w.stopped != nil {
 		return
 	}
 	room := w.room()
@@ -351,9 +350,9 @@ func (w *worker) loaded(ctx context.Context, s *slot) {
 		return
 	}
 	// Nothing behind it is wanted before it is.
-	w.paused, w.missing, w.next = true, errors.Is(s.err, storage.ErrNotExist), s.segment
+	w.stopped, w.next = s.err, s.segment
 	level := slog.LevelWarn
-	if w.missing {
+	if errors.Is(s.err, storage.ErrNotExist) {
 		level = slog.LevelDebug // the end of the archive
 		if len(s.waiting) > 0 {
 			w.again(ctx, s.segment)

@@ -16,25 +16,21 @@ type Absence struct {
 	Streamed []StreamRange
 }
 
-// Absent asks everything at once that the absence of a segment has to be judged
-// by, and proves that the repository is the right one. The ranges are asked for
-// if streamed is set. It is asked after the segment was looked for: that nothing
-// is behind it may be true no more a moment later.
+// Absent asks at once for all that the absence of a segment has to be judged by;
+// for the ranges if streamed is set. It is asked after the segment was looked for:
+// that nothing is behind it may be true no more a moment later.
 func (r *Repository) Absent(ctx context.Context, cluster ClusterID, f postgres.WALFile, size postgres.SegmentSize, streamed bool) (Absence, error) {
-	r.rest()
+	segment, err := f.Segment(size)
+	if err != nil {
+		return Absence{}, err
+	}
 	var a Absence
-	var unproved, unknown, unlisted error
+	var unknown, unlisted error
 	var all sync.WaitGroup
-	all.Go(func() { unproved = r.Check(ctx) })
 	all.Go(func() { a.Gap, unknown = r.Gap(ctx, cluster, f, size) })
 	if streamed {
-		all.Go(func() {
-			var segment postgres.Segment
-			if segment, unlisted = f.Segment(size); unlisted == nil {
-				a.Streamed, unlisted = r.StreamRanges(ctx, cluster, segment, size)
-			}
-		})
+		all.Go(func() { a.Streamed, unlisted = r.StreamRanges(ctx, cluster, segment, size) })
 	}
 	all.Wait()
-	return a, first(unproved, first(unknown, unlisted))
+	return a, first(unknown, unlisted)
 }

@@ -91,10 +91,9 @@ type ManifestReader struct {
 	Header ManifestHeader
 
 	records *manifestRecords
-	ahead   chan manifestRecord // nil: they are read when they are asked for
+	ahead   chan manifestBatch // nil: they are read when they are asked for
 	stop    context.CancelFunc
-	left    manifestRecord // what was taken from ahead and not yet given
-	at      int            // of left.entries
+	left    manifestBatch // what was taken from ahead and not yet given
 
 	limit   *ManifestLimit
 	totals  ManifestTotals
@@ -152,19 +151,21 @@ func (m *ManifestReader) entry(ctx context.Context) (_ Entry, end bool, err erro
 			if err := m.take(r.section); err != nil {
 				return Entry{}, false, err
 			}
-		case r.end:
-			if m.section != nil && m.next != len(m.section.Parts) {
+		case r.end != nil:
+			switch {
+			case *r.end != m.totals:
+				err = m.malformed("ends with %+v but has %+v", *r.end, m.totals)
+			case m.section != nil && m.next != len(m.section.Parts):
 				err = m.malformed("parts of the last section belong to no file")
 			}
 			return Entry{}, true, err
 		default:
-			e := r.entries[0]
 			m.totals.Entries++
-			if e.Kind == EntryFile {
+			if r.entry.Kind == EntryFile {
 				m.totals.Files++
-				m.totals.Bytes += e.Size
+				m.totals.Bytes += r.entry.Size
 			}
-			return e, false, nil
+			return r.entry, false, nil
 		}
 	}
 }
@@ -220,21 +221,13 @@ func (m *ManifestReader) record(ctx context.Context) (manifestRecord, error) {
 		return m.records.next(ctx)
 	}
 	if m.ahead == nil {
-		m.ahead = make(chan manifestRecord)
+		m.ahead = make(chan manifestBatch)
 		ctx, m.stop = context.WithCancel(ctx)
 		go m.records.run(ctx, m.ahead)
 	}
-	for {
-		switch r := &m.left; {
-		case m.at < len(r.entries):
-			m.at++
-			return manifestRecord{entries: r.entries[m.at-1 : m.at]}, nil
-		case r.section != nil:
-			section := r.section
-			r.section = nil
-			return manifestRecord{section: section}, nil
-		case r.end || r.err != nil:
-			return manifestRecord{end: r.end}, r.err
+	for len(m.left.records) == 0 {
+		if m.left.err != nil {
+			return manifestRecord{}, m.left.err
 		}
 		select {
 		case more, ok := <-m.ahead:
@@ -242,11 +235,16 @@ func (m *ManifestReader) record(ctx context.Context) (manifestRecord, error) {
 				// It has ended with its context, or with Close.
 				more.err = first(context.Cause(ctx), errClosed)
 			}
-			m.left, m.at = more, 0
+			m.left = more
 		case <-ctx.Done():
 			return manifestRecord{}, context.Cause(ctx)
 		}
 	}
+	r := m.left.records[0]
+	if r.end == nil { // the end stays
+		m.left.records = m.left.records[1:]
+	}
+	return r, nil
 }
 
 var errClosed = errors.New("the manifest is read no more")

@@ -32,7 +32,6 @@ type manifestRecords struct {
 	d       decoder
 	last    string
 	final   bool
-	totals  ManifestTotals
 	spare   chan []byte // that held the raw bytes of sections
 	frame   []byte      // the stored bytes of a frame of a section
 	lenders map[BackupName]*sectionPack
@@ -41,12 +40,16 @@ type manifestRecords struct {
 	sections func(context.Context, PackID) (*Brought, error)
 }
 
-// manifestRecord is what was read: entries, and behind them a section, the end, or
-// why there is no more.
+// manifestRecord is one of these.
 type manifestRecord struct {
-	entries []Entry
+	entry   Entry
 	section *rawSection
-	end     bool
+	end     *ManifestTotals // which the manifest says it has
+}
+
+// manifestBatch are records in a row, and why there are no more, if there are not.
+type manifestBatch struct {
+	records []manifestRecord
 	err     error
 }
 
@@ -87,24 +90,26 @@ type sectionPack struct {
 	closer io.Closer
 }
 
-// entriesAhead is how many entries are handed on at a time.
-const entriesAhead = 128
+// recordsAhead is how many records are handed on at a time, but a section at once.
+const recordsAhead = 128
 
 // run reads all records and hands them on, until ctx is done.
-func (m *manifestRecords) run(ctx context.Context, to chan<- manifestRecord) {
+func (m *manifestRecords) run(ctx context.Context, to chan<- manifestBatch) {
 	defer close(to)
 	for {
-		var all manifestRecord
-		for len(all.entries) < entriesAhead && all.section == nil && !all.end && all.err == nil {
-			r, err := m.next(ctx)
-			all.entries, all.section, all.end, all.err = append(all.entries, r.entries...), r.section, r.end, err
+		var b manifestBatch
+		var r manifestRecord
+		for len(b.records) < recordsAhead && r.section == nil && r.end == nil && b.err == nil {
+			if r, b.err = m.next(ctx); b.err == nil {
+				b.records = append(b.records, r)
+			}
 		}
 		select {
-		case to <- all:
+		case to <- b:
 		case <-ctx.Done():
 			return
 		}
-		if all.end || all.err != nil {
+		if r.end != nil || b.err != nil {
 			return
 		}
 	}
@@ -125,18 +130,14 @@ func (m *manifestRecords) next(ctx context.Context) (manifestRecord, error) {
 			}
 			return manifestRecord{section: section}, err
 		case recordEnd:
-			return manifestRecord{end: true}, m.end()
+			end, err := m.end()
+			return manifestRecord{end: end}, err
 		}
 		e := m.readEntry(t)
 		if m.d.err != nil {
 			return manifestRecord{}, m.malformed(m.d.err)
 		}
-		m.totals.Entries++
-		if e.Kind == EntryFile {
-			m.totals.Files++
-			m.totals.Bytes += e.Size
-		}
-		return manifestRecord{entries: []Entry{e}}, nil
+		return manifestRecord{entry: e}, nil
 	}
 }
 
@@ -370,12 +371,9 @@ func (m *manifestRecords) bring(ctx context.Context, p *sectionPack, want Pack) 
 }
 
 // end reads the last record.
-func (m *manifestRecords) end() error {
+func (m *manifestRecords) end() (*ManifestTotals, error) {
 	d := &m.d
-	want := ManifestTotals{Entries: d.size(math.MaxInt64), Files: d.size(math.MaxInt64), Bytes: d.size(math.MaxInt64)}
-	if d.err == nil && want != m.totals {
-		d.malformed("ends with %+v but has %+v", want, m.totals)
-	}
+	totals := &ManifestTotals{Entries: d.size(math.MaxInt64), Files: d.size(math.MaxInt64), Bytes: d.size(math.MaxInt64)}
 	if d.err == nil {
 		if _, err := d.r.ReadByte(); err == nil {
 			d.malformed("bytes after its end")
@@ -383,7 +381,7 @@ func (m *manifestRecords) end() error {
 			d.err = err
 		}
 	}
-	return m.malformed(d.err)
+	return totals, m.malformed(d.err)
 }
 
 // close frees what was brought here.

@@ -106,11 +106,13 @@ func (p *place) err() error {
 	return p.down
 }
 
+// fail leaves the place out from now on: who reads takes another copy, whatever is
+// wrong with this one.
 func (p *place) fail(err error) (first bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	first = p.down == nil
-	p.down = err
+	p.down = fmt.Errorf("%w: %w", errUnusable, err)
 	return first
 }
 
@@ -234,8 +236,7 @@ func (r *Repository) everywhere(ctx context.Context, debt string, f func(context
 			r.owe(p, debt)
 		}
 		if ctx.Err() == nil { // else its failure says nothing of the place
-			// Who reads takes another copy, whatever is wrong with this place.
-			r.drop(p, fmt.Errorf("%w: %w", errUnusable, results[i]))
+			r.drop(p, results[i])
 		}
 	}
 	return errors.Join(failed...)

@@ -174,10 +174,10 @@ func inCopy(err error) bool {
 func isOutage(err error) bool {
 	return errors.Is(err, storage.ErrUnavailable) || errors.Is(err, storage.ErrPermission) ||
 		errors.Is(err, storage.ErrNoBucket) || errs.KindOf(err) == errs.Storage ||
-		errors.Is(err, errSuspended) || errors.Is(err, errUnusable)
+		errors.Is(err, errUnusable)
 }
 
-// errUnusable is that a place is not the repository that it was.
+// errUnusable is that a place failed, or is not the repository that it was.
 var errUnusable = errors.New("it is left out")
 
 // tell reports that an object was saved by another copy.

@@ -174,12 +174,6 @@ func (r *Repository) init(ctx context.Context, p *place) (id string, err error) 
 // too). On stores where a look costs a request it is good for some minutes. A
 // best-effort place that fails is left out; what it lacks then is owed.
 func (r *Repository) Check(ctx context.Context) error {
-	r.rest()
-	return r.everywhere(ctx, "", r.check)
-}
-
-// rest leaves best-effort places alone that were away a moment ago.
-func (r *Repository) rest() {
 	for _, p := range r.places {
 		if p.Required {
 			continue
@@ -188,6 +182,7 @@ func (r *Repository) rest() {
 			p.fail(err)
 		}
 	}
+	return r.everywhere(ctx, "", r.check)
 }
 
 // CheckLocal is Check of the required places that are on this host, which costs
@@ -210,7 +205,7 @@ func (r *Repository) CheckAny(ctx context.Context) error {
 	return r.anywhere(func(p *place) error {
 		err := r.check(ctx, p)
 		if err != nil && len(r.places) > 1 {
-			p.fail(fmt.Errorf("%w: %w", errUnusable, err))
+			p.fail(err)
 		}
 		return err
 	})
@@ -234,7 +229,7 @@ func (r *Repository) CheckNow(ctx context.Context) error {
 		case len(r.places) == 1:
 			return failed[i]
 		default:
-			p.fail(fmt.Errorf("%w: %w", errUnusable, failed[i]))
+			p.fail(failed[i])
 			r.unusable(p, failed[i])
 		}
 	}

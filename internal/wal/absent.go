@@ -21,8 +21,8 @@ type evidence struct {
 // around a segment that recovery asks for. A standby can stream what the archive
 // has lost.
 func (f *Fetcher) evidence(ctx context.Context, cluster repo.ClusterID, file postgres.WALFile, dest string, owner *postgres.Control, standby bool) (e evidence, err error) {
-	if file.Kind != postgres.WALSegment || standby {
-		return evidence{}, f.Repo.Check(ctx)
+	if err = f.Repo.Check(ctx); err != nil || file.Kind != postgres.WALSegment || standby {
+		return evidence{}, err
 	}
 	if e.size, err = f.segmentSize(ctx, cluster, owner); err != nil {
 		return evidence{}, err
