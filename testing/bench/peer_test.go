@@ -109,7 +109,7 @@ func TestPeerWAL(t *testing.T) {
 				p.b.sh("rm -rf " + p.dir + "/repo/archive/main/*-1/0* " + p.dir + "/spool/*")
 				return b.timed(t, p.command("archive-push %p"), "archive-push")
 			})
-		peerTable(t, fmt.Sprintf("a backlog of %d segments of pgbench to a folder, lz4", b.count), b.count, costs)
+		segmentTable(t, fmt.Sprintf("a backlog of %d segments of pgbench to a folder, lz4", b.count), b.count, 0, []string{"agent", "pgBackRest"}, costs)
 	})
 	t.Run("recovery", func(t *testing.T) {
 		a := newArchive(t, kind, count, "AGENT_COMPRESSION=lz4")
@@ -125,16 +125,6 @@ func TestPeerWAL(t *testing.T) {
 				return a.recover(t, p.command("--pg1-path="+recovered+` archive-get %f "%p"`))
 			},
 			func() cost { return a.recover(t, "cp "+a.plain+"/%f %p") })
-		peerTable(t, fmt.Sprintf("recovery of %d segments of pgbench from a folder, lz4", count), count, costs)
+		segmentTable(t, fmt.Sprintf("recovery of %d segments of pgbench from a folder, lz4", count), count, 0, []string{"agent", "pgBackRest", "cp"}, costs)
 	})
-}
-
-func peerTable(t *testing.T, title string, count int, costs []cost) {
-	t.Helper()
-	var out strings.Builder
-	for i, c := range costs {
-		fmt.Fprintf(&out, "%12s %6.2f s  %5.1f segments/s  %.2f times\n", []string{"agent", "pgBackRest", "cp"}[i], c.wall.Seconds(),
-			float64(count)/c.wall.Seconds(), c.wall.Seconds()/costs[0].wall.Seconds())
-	}
-	t.Logf("%s\n%s", title, out.String())
 }

@@ -3,9 +3,7 @@
 package bench_test
 
 import (
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -14,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"agent/testing/harness"
 )
@@ -97,15 +97,23 @@ func (a archive) recover(t *testing.T, command string) cost {
 		conf["restore_command"] = command
 	}
 	a.w.sh("sync")
+	over := removal(t, filepath.Join(dest, "recovery.signal"))
 	began := time.Now()
 	r := harness.StartExisting(t, dest, a.s.Major, conf, a.w.env...)
 	var c cost
 	// What looks takes no connection, which would cost more than a segment, and
 	// seldom reads all of /proc: replay and what fetches ahead need both processors.
-	for look := 0; recovers(t, dest); look++ {
-		time.Sleep(10 * time.Millisecond)
-		if look%50 == 25 {
+	tick := time.NewTicker(500 * time.Millisecond)
+	defer tick.Stop()
+	for recovers := true; recovers; {
+		select {
+		case <-over:
+			recovers = false
+		case <-tick.C:
 			c.rss = max(c.rss, largest("wal-prefetch"))
+			if _, err := os.Stat(filepath.Join(dest, "postmaster.pid")); err != nil {
+				t.Fatalf("the server has ended: %v", err)
+			}
 		}
 	}
 	r.WaitRecovered(t)
@@ -114,15 +122,26 @@ func (a archive) recover(t *testing.T, command string) cost {
 	return c
 }
 
-// recovers reports whether recovery has not come to its end: PostgreSQL removes
-// recovery.signal there.
-func recovers(t *testing.T, dataDir string) bool {
+// removal is closed when a file is removed, as PostgreSQL removes recovery.signal
+// at the end of recovery.
+func removal(t *testing.T, path string) <-chan struct{} {
 	t.Helper()
-	_, err := os.Stat(filepath.Join(dataDir, "recovery.signal"))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	if err != nil {
 		t.Fatal(err)
 	}
-	return err == nil
+	events := os.NewFile(uintptr(fd), "inotify")
+	t.Cleanup(func() { _ = events.Close() })
+	if _, err := unix.InotifyAddWatch(fd, path, unix.IN_DELETE_SELF); err != nil {
+		t.Fatal(err)
+	}
+	removed := make(chan struct{})
+	go func() {
+		defer close(removed)
+		// The first event is the one that was asked for; an error is told by what comes next.
+		_, _ = events.Read(make([]byte, unix.SizeofInotifyEvent+unix.PathMax))
+	}()
+	return removed
 }
 
 // TestRecovery replays what was archived, from the repository and from a folder
@@ -160,12 +179,20 @@ func (a archive) compare(t *testing.T, store string, kind walKind) {
 
 func recoveryTable(t *testing.T, store string, kind walKind, count int, costs []cost) {
 	t.Helper()
+	segmentTable(t, fmt.Sprintf("recovery of %d segments of %s from %s (asked: 1.1 times cp, 60 segments/s)", count, kind.name, store),
+		count, 1, []string{"agent", "cp", "agent --no-prefetch"}, costs)
+}
+
+// segmentTable prints what contestants took for a number of segments, and how many
+// times what the contestant to took.
+func segmentTable(t *testing.T, title string, count, to int, names []string, costs []cost) {
+	t.Helper()
 	var out strings.Builder
-	for i, name := range []string{"agent", "cp", "agent --no-prefetch"} {
-		fmt.Fprintf(&out, "%20s %6.2f s  %5.1f segments/s  %3.0f MB  %.2f times cp\n", name, costs[i].wall.Seconds(),
-			float64(count)/costs[i].wall.Seconds(), float64(costs[i].rss)/1e6, costs[i].wall.Seconds()/costs[1].wall.Seconds())
+	for i, c := range costs {
+		fmt.Fprintf(&out, "%20s %6.2f s  %5.1f segments/s  %3.0f MB  %.2f times %s\n", names[i], c.wall.Seconds(),
+			float64(count)/c.wall.Seconds(), float64(c.rss)/1e6, c.wall.Seconds()/costs[to].wall.Seconds(), names[to])
 	}
-	t.Logf("recovery of %d segments of %s from %s (asked: 1.1 times cp, 60 segments/s)\n%s", count, kind.name, store, out.String())
+	t.Logf("%s\n%s", title, out.String())
 }
 
 // backlog is a server with segments that wait, which can be archived again and
